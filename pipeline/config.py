@@ -1,0 +1,434 @@
+"""The settings: one model a stage, a description under each field, and the loading of a YAML file with overrides.
+
+Unknown keys, wrong types and bad ranges are refused together, in one message, each with its dotted path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class ConfigError(ValueError):
+    """The settings cannot be used; the message names every one of them, what was expected and what was found."""
+
+
+class Settings(BaseModel):
+    """The base of every section: unknown keys are refused and values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Share = typing.Annotated[float, Field(ge=0.0, le=1.0)]
+Probability = typing.Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class IngestSettings(Settings):
+    """Raw files to checked cases."""
+
+    layout: Literal["auto", "dsb2018", "folder_pairs"] = "auto"
+    """Layout of the raw folder; auto recognises it and says which it took."""
+    competition_stage: Literal[1, 2] = 1
+    """Stage of the competition whose test images and sample submission are used, where it had two."""
+    label_source: Literal["masks", "runs"] = "masks"
+    """Where masks and a run-length file both exist and differ: the one that is believed (dsb2018)."""
+    label_kind: Literal["auto", "instance", "semantic"] = "auto"
+    """What the values of a label raster mean (folder_pairs); auto decides over the whole data set."""
+    threshold: int = Field(default=127, ge=0, le=65534)
+    """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed."""
+    group_csv: Path | None = None
+    """CSV with the columns case_id and group (optionally stratum), joined on the case id; relative to the raw folder."""
+    group_pattern: str | None = None
+    """Regular expression on the case id whose first group is the case's group (patient, slide, field)."""
+    exclude: tuple[str, ...] = ()
+    """Case ids to leave out; they are counted in every later report."""
+    exclude_faulty: bool = False
+    """Leave out every case that cannot be repaired instead of stopping; they are listed and counted."""
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        import re
+
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from error
+            if groups < 1:
+                raise ValueError("needs one group in parentheses that holds the group's name, e.g. '^(P[0-9]+)_'")
+        return pattern
+
+
+class SplitSettings(Settings):
+    """Groups to train, validation, test and folds."""
+
+    name: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Folder of the split; several splits of one data set can stand side by side."""
+    groups: Literal["auto", "given", "pixels", "none"] = "auto"
+    """Unit of the split: groups given with the cases, found from pixels, both (auto), or none (every image alone)."""
+    test_share: Share = 0.2
+    """Share of the labelled cases for the test part, the lock-box that figures are reported from."""
+    validation_share: Share = 0.15
+    """Share of the labelled cases for validation: early stopping, thresholds, flips."""
+    folds: int = Field(default=5, ge=2, le=20)
+    """Number of group-stratified folds over what is not test."""
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> SplitSettings:
+        if self.test_share + self.validation_share >= 0.9:
+            raise ValueError("test_share + validation_share must stay below 0.9, so that something is left to train on")
+        return self
+
+
+class NormaliseSettings(Settings):
+    """Stain normalisation, fitted on training cases only."""
+
+    method: Literal["none", "reinhard", "macenko"] = "none"
+    """Normaliser applied to every image; none leaves the ingested images as they are."""
+    reference: str | None = None
+    """Case id of the reference; by default the training case whose stain is nearest to the median of all."""
+    maximum_gain: float = Field(default=4.0, gt=1.0)
+    """Largest factor by which a stain's concentrations (or a channel's spread) may be stretched."""
+    fail_if_fallback_over: Share = 0.5
+    """Stop when more than this share of the tiles could not be normalised by their own statistics."""
+
+
+class AugmentSettings(Settings):
+    """What training does to each crop; masks follow exactly."""
+
+    recipe: Literal["none", "geometry", "tissue"] = "tissue"
+    """none: crop only; geometry: flips, quarter turns, scale, elastic; tissue: these and colour, stain, blur, noise."""
+    crop: int = Field(default=256, ge=32, le=2048)
+    """Side of the square crops, in pixels."""
+    scale: tuple[float, float] = (0.7, 1.4)
+    """Range of random magnification."""
+    elastic: Probability = 0.2
+    """Share of crops deformed elastically."""
+    stain_jitter: float = Field(default=0.25, ge=0.0, le=1.0)
+    """Largest relative change of each stain's amount, in optical-density space."""
+    colour: Probability = 0.5
+    """Share of crops with brightness, contrast, hue or gamma changed."""
+    invert: Probability = 0.0
+    """Share of crops shown as their negative, so that one model serves bright on dark and dark on bright."""
+    grey: Probability = 0.1
+    """Share of crops shown without colour."""
+    blur: Probability = 0.15
+    """Share of crops blurred."""
+    noise: Probability = 0.15
+    """Share of crops with sensor noise."""
+    dropout: Probability = 0.1
+    """Share of crops with rectangles blanked in the image; the label stays."""
+    copies: int = Field(default=0, ge=0, le=100)
+    """Augmented copies of each training case that stage augment writes as files; training does not need them."""
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0.1 <= scale[0] <= scale[1] <= 10.0:
+            raise ValueError("expected [smallest, largest] with 0.1 <= smallest <= largest <= 10")
+        return scale
+
+
+class NetworkSettings(Settings):
+    """The network; names other than unet are looked up in segmentation-models-pytorch and MONAI."""
+
+    name: str = "unet"
+    """unet (ours), smp:<Architecture> (smp:Unet, smp:DeepLabV3Plus, ...) or monai:<Network> (monai:BasicUNet, ...)."""
+    width: int = Field(default=32, ge=1, le=512)
+    """Channels of the first level (unet); each level doubles them."""
+    depth: int = Field(default=4, ge=1, le=7)
+    """Number of poolings (unet)."""
+    padded: bool = True
+    """Padded convolutions keep the size of the image (unet); unpadded ones lose a border, as in the paper."""
+    normalisation: Literal["batch", "group", "instance", "none"] = "batch"
+    """Normalisation after each convolution (unet)."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of features dropped at the bottleneck (unet)."""
+    output_stride: Literal[1, 2, 4, 8, 16] = 1
+    """Pixels of the image per pixel of the output, for masks coarser than the image (unet)."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the named network, e.g. {encoder_name: resnet34, encoder_weights: null}."""
+
+
+class LossSettings(Settings):
+    """A weighted sum of losses; a weight of 0 leaves the term out."""
+
+    cross_entropy: float = Field(default=1.0, ge=0.0)
+    """Weight of the (binary) cross-entropy."""
+    dice: float = Field(default=1.0, ge=0.0)
+    """Weight of the soft Dice loss."""
+    focal: float = Field(default=0.0, ge=0.0)
+    """Weight of the focal loss."""
+    tversky: float = Field(default=0.0, ge=0.0)
+    """Weight of the Tversky loss."""
+    tversky_alpha: float = Field(default=0.3, ge=0.0, le=1.0)
+    """Tversky weight of false positives; false negatives get 1 - alpha."""
+    focal_gamma: float = Field(default=2.0, ge=0.0)
+    """Focusing exponent of the focal loss."""
+    boundary_weight: float = Field(default=0.0, ge=0.0)
+    """Added weight of pixels between close objects (Ronneberger 2015, equation 2) in the cross-entropy."""
+
+    @model_validator(mode="after")
+    def _something(self) -> LossSettings:
+        if not any((self.cross_entropy, self.dice, self.focal, self.tversky)):
+            raise ValueError("every weight is 0: give at least one of cross_entropy, dice, focal, tversky a weight")
+        return self
+
+
+class TrainSettings(Settings):
+    """The model and how it is trained."""
+
+    task: Literal["segmentation"] = "segmentation"
+    """What is learned."""
+    target: Literal["auto", "binary", "classes", "boundary", "distance", "boundary_distance"] = "auto"
+    """Output channels: foreground; one a class; foreground with object boundaries and/or distance to the edge.
+    auto takes boundary for instance labels, binary for one class, classes for several."""
+    network: NetworkSettings = NetworkSettings()
+    """The network."""
+    loss: LossSettings = LossSettings()
+    """The loss."""
+    steps: int = Field(default=600, ge=1)
+    """Optimiser steps; the schedule ends with them."""
+    minutes: float | None = Field(default=None, gt=0.0)
+    """Time budget instead of steps: measured once on this machine, turned into steps and frozen in the run's folder."""
+    batch: int = Field(default=8, ge=1)
+    """Crops a step, over all processes together."""
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=1e-4, ge=0.0)
+    """Weight decay of AdamW."""
+    warm_up: Share = 0.05
+    """Share of the steps over which the learning rate rises; it then falls along a cosine."""
+    gradient_clip: float = Field(default=1.0, gt=0.0)
+    """Largest norm of the gradient."""
+    average: float = Field(default=0.995, ge=0.0, lt=1.0)
+    """Decay of the average of the weights over time (EMA), which is what validation, best and predict use; 0: off."""
+    balance: Share = 0.5
+    """0: every case is drawn alike; 1: every stratum is drawn alike; between: the strata's shares to the power 1 - balance."""
+    validations: int = Field(default=10, ge=1)
+    """How often the validation part is scored; each also writes a checkpoint."""
+    patience: int = Field(default=0, ge=0)
+    """Stop early after so many validations without a better one; 0: never."""
+    cache_megabytes: int = Field(default=1024, ge=0)
+    """Memory for decoded images, over all loader workers together."""
+    track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """Trackers written beside history.csv; needs the extra [tracking]."""
+
+
+class PredictSettings(Settings):
+    """Probability maps from a trained run."""
+
+    tile: int = Field(default=512, ge=64, le=4096)
+    """Side of the tiles in pixels; images up to this size go through whole."""
+    overlap: float = Field(default=0.25, ge=0.0, le=0.75)
+    """Share by which neighbouring tiles overlap; they are blended without a seam."""
+    flips: Literal["none", "mirror", "all"] = "none"
+    """Average over test-time flips: the image and its two mirror images, or all eight of the square."""
+    batch: int = Field(default=4, ge=1)
+    """Tiles of one size a forward pass."""
+
+
+class EvaluateSettings(Settings):
+    """Scores of the test part."""
+
+    part: Literal["test", "validation"] = "test"
+    """Part of the split that is scored; thresholds were tuned on validation, so only test is a fair report."""
+    resamples: int = Field(default=2000, ge=2000)
+    """Bootstrap resamples of groups behind each 95 % interval."""
+
+
+class ReportSettings(Settings):
+    """The page."""
+
+    cases: int = Field(default=4, ge=1, le=50)
+    """How many best, median and worst cases each are shown."""
+
+
+class SubmitSettings(Settings):
+    """The competition's file."""
+
+    format: Literal["auto", "dsb2018", "hubmap2020"] = "auto"
+    """Rows of the file; auto takes it from the sample submission's header."""
+    message: str = "stainseg"
+    """Description given to Kaggle with the file."""
+    competition: str | None = None
+    """Kaggle's name of the competition; by default the data set's own."""
+
+
+class ComputeSettings(Settings):
+    """Device and numbers; auto is measured or looked up once and frozen in the run's folder."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where training and prediction run."""
+    devices: int = Field(default=1, ge=1)
+    """How many of them."""
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """auto: bf16 where the processor or GPU has it natively, else 16 with loss scaling on CUDA, else 32."""
+    channels_last: bool | None = None
+    """Memory format; by default channels last on CPU and CUDA."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of one process; 0: one a core. Part of what makes two runs equal."""
+    workers: int = Field(default=-1, ge=-1)
+    """Loader processes; -1: chosen for the device; never changes a result."""
+
+
+class Config(Settings):
+    """The whole configuration: what holds everywhere, then one section a stage."""
+
+    dataset: str = Field(default="sample", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Folder below data/raw/ that holds the raw files."""
+    run: str = Field(default="", pattern=r"^[A-Za-z0-9_./-]*$")
+    """Name of the run; by default the config file's stem."""
+    seed: int = Field(default=1412, ge=0, lt=2**32)
+    """Seed of everything random."""
+    ingest: IngestSettings = IngestSettings()
+    """Raw files to checked cases."""
+    split: SplitSettings = SplitSettings()
+    """Groups to train, validation, test and folds."""
+    normalise: NormaliseSettings = NormaliseSettings()
+    """Stain normalisation."""
+    augment: AugmentSettings = AugmentSettings()
+    """Augmentation of training crops."""
+    train: TrainSettings = TrainSettings()
+    """Model and training."""
+    predict: PredictSettings = PredictSettings()
+    """Probability maps."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """Scores."""
+    report: ReportSettings = ReportSettings()
+    """The page."""
+    submit: SubmitSettings = SubmitSettings()
+    """The submission."""
+    compute: ComputeSettings = ComputeSettings()
+    """Device, precision, processes."""
+
+    @field_validator("run")
+    @classmethod
+    def _stays_inside(cls, run: str) -> str:
+        if run.startswith("/") or ".." in run.split("/"):
+            raise ValueError("a run's name is a folder below data/train/: no leading '/', no '..'")
+        return run
+
+
+def load_config(file: Path | None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Load a YAML file, lay `key.path=value` overrides over it and check the whole.
+
+    file: None takes every default; overrides: values are read as YAML, later ones win.
+    Raises ConfigError with every unknown key, wrong type and bad range in one message.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        if not file.is_file():
+            there = sorted(str(path) for path in file.parent.glob("*.yaml"))
+            raise ConfigError(
+                f"{file}: expected a YAML file, found nothing; "
+                f"{'there are ' + ', '.join(there) if there else f'{file.parent} holds none'}"
+            )
+        try:
+            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: expected YAML, found something else: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{file}: expected 'key: value' lines, found a {type(loaded).__name__}")
+        tree = loaded or {}
+    problems = [problem for override in overrides if (problem := _lay_over(tree, override))]
+    if file is not None and not tree.get("run"):
+        tree["run"] = file.stem
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += [_explain(dict(entry)) for entry in error.errors()]
+    if problems:
+        where = str(file) if file is not None else "the settings"
+        raise ConfigError(
+            f"{where}: {len(problems)} setting{'s' if len(problems) > 1 else ''} cannot be used:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
+    return config if config.run else config.model_copy(update={"run": config.dataset})
+
+
+def _lay_over(tree: dict[str, Any], override: str) -> str | None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        return f"{override}: expected key.path=value, e.g. train.steps=100"
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        return f"{path}: {text!r} is not YAML: {error}"
+    *sections, key = path.split(".")
+    node = tree
+    for depth, section in enumerate(sections):
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            return f"{path}: {'.'.join(sections[: depth + 1])} is a value, not a section"
+        node = child
+    node[key] = value
+    return None
+
+
+def _section_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
+    model: type[BaseModel] = Config
+    for key in location:
+        field = model.model_fields.get(str(key))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        model = field.annotation
+    return model
+
+
+def _explain(entry: dict[str, Any]) -> str:
+    location = tuple(entry["loc"])
+    path = ".".join(str(part) for part in location)
+    if entry["type"] == "extra_forbidden":
+        section = _section_at(location[:-1])
+        known = {name: ".".join([*map(str, location[:-1]), name]) for name in (section.model_fields if section else {})}
+        everywhere = {dotted.rsplit(".", 1)[-1]: dotted for dotted, *_ in describe(Config)}
+        wanted = str(location[-1])
+        near = [known[name] for name in difflib.get_close_matches(wanted, known, n=2, cutoff=0.6)]
+        near = near or [everywhere[name] for name in difflib.get_close_matches(wanted, everywhere, n=2, cutoff=0.75)]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known) or 'none'}"
+        return f"{path}: unknown setting; {hint}"
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    return f"{path or 'settings'}: {message[0].lower()}{message[1:]}, found {entry['input']!r}"
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """Yield (dotted path, type in words, default, meaning) of every setting below a section."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from describe(field.annotation, f"{path}.")
+        else:
+            default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+            meaning = " ".join((field.description or "").split())
+            yield path, _words(field.annotation), default, meaning
+
+
+def _words(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _words(arguments[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join("none" if value is type(None) else _words(value) for value in arguments)
+    if origin is tuple:
+        return "list of " + _words(arguments[0])
+    if origin is dict:
+        return "mapping"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true | false", "Path": "file"}.get(
+        getattr(annotation, "__name__", ""), str(annotation)
+    )
+
+
+def dump_config(config: Config) -> str:
+    """Write the resolved settings as YAML, in the schema's order."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

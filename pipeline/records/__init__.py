@@ -1,0 +1,1 @@
+"""What travels between stages and where it lies: cases, paths, manifests, rasters and the run-length codec."""

@@ -1,0 +1,64 @@
+"""One record an image: what every stage after ingest knows of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from pipeline.records.files import write_text
+
+LabelKind = Literal["instance", "semantic", "coarse", "class", "none"]
+
+IGNORED = 65535
+"""Label value that losses and metrics leave out."""
+MAXIMUM_OBJECTS = 65534
+"""Objects that a 16-bit label raster can hold beside background and the ignored value."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, its label and where it comes from.
+
+    image, label: POSIX paths relative to the data set's ingest folder; label is None where there is no truth.
+    label_kind: instance (0 background, 1..n objects), semantic (class ids), coarse, class or none.
+    group: unit of split and bootstrap (patient, slide, field), None where unknown; stratum: for balance and tables.
+    height, width: pixels; mpp: microns per pixel or None; source: the raw file, relative to the raw folder.
+    classes: object id to class id, where an instance label has several classes.
+    """
+
+    case_id: str
+    dataset: str
+    image: str
+    label: str | None
+    label_kind: LabelKind
+    group: str | None
+    stratum: str | None
+    height: int
+    width: int
+    mpp: float | None
+    source: str
+    classes: dict[str, int] | None = None
+
+
+def write_cases(file: Path, cases: Iterable[Case]) -> None:
+    """Write one JSON object a line, ordered by case id."""
+    lines = [json.dumps(asdict(case), ensure_ascii=False) for case in sorted(cases, key=lambda case: case.case_id)]
+    write_text(file, "".join(line + "\n" for line in lines))
+
+
+def read_cases(file: Path) -> list[Case]:
+    """Read cases.jsonl. Raises ValueError naming the line that is not a case."""
+    known = {field.name for field in fields(Case)}
+    cases = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}:{number}: expected one JSON object a line, found {line[:60]!r}: {error}") from error
+        if not isinstance(entry, dict) or set(entry) - known or not known - {"classes"} <= set(entry):
+            raise ValueError(f"{file}:{number}: expected the keys {sorted(known)}, found {sorted(entry)}")
+        cases.append(Case(**entry))
+    return cases

@@ -1,0 +1,97 @@
+"""Every path below data/ and reports/, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where each stage of one configuration writes; root holds data/ and reports/."""
+
+    root: Path
+    dataset: str
+    split_name: str
+    normalise_method: str
+    augment_recipe: str
+    run: str
+
+    @classmethod
+    def of(cls, config: Config, root: Path = Path()) -> Paths:
+        """Take the names from a configuration."""
+        return cls(
+            root, config.dataset, config.split.name, config.normalise.method, config.augment.recipe, config.run
+        )  # fmt: skip
+
+    @property
+    def raw(self) -> Path:
+        """The raw files, never changed."""
+        return self.root / "data" / "raw" / self.dataset
+
+    @property
+    def ingest(self) -> Path:
+        """cases.jsonl, images/, labels/, findings.csv, sample_submission.csv."""
+        return self.root / "data" / "ingest" / self.dataset
+
+    @property
+    def cases(self) -> Path:
+        """One record an image."""
+        return self.ingest / "cases.jsonl"
+
+    @property
+    def findings(self) -> Path:
+        """What ingest repaired or excluded: case_id, action (repaired, excluded, noted), fault, detail."""
+        return self.ingest / "findings.csv"
+
+    @property
+    def sample_submission(self) -> Path:
+        """The competition's sample file, where it has one."""
+        return self.ingest / "sample_submission.csv"
+
+    @property
+    def split(self) -> Path:
+        """split.csv, proof.json, groups.png."""
+        return self.root / "data" / "split" / self.dataset / self.split_name
+
+    @property
+    def split_table(self) -> Path:
+        """case_id, group, stratum, part, fold."""
+        return self.split / "split.csv"
+
+    @property
+    def proof(self) -> Path:
+        """What shows that the split does not leak."""
+        return self.split / "proof.json"
+
+    @property
+    def normalise(self) -> Path:
+        """images/, stain.json, status.csv."""
+        return self.root / "data" / "normalise" / self.dataset / self.normalise_method
+
+    @property
+    def augment(self) -> Path:
+        """contact_sheet.png, and copies where asked."""
+        return self.root / "data" / "augment" / self.dataset / self.augment_recipe
+
+    @property
+    def train(self) -> Path:
+        """checkpoints, history.csv, config.yaml, thresholds.json."""
+        return self.root / "data" / "train" / self.run
+
+    @property
+    def predict(self) -> Path:
+        """One probability map a case."""
+        return self.root / "data" / "predict" / self.run
+
+    @property
+    def reports(self) -> Path:
+        """metrics.json, per_case.csv, masks/, report.html, submission.csv."""
+        return self.root / "reports" / self.run
+
+    def image(self, case_image: str) -> Path:
+        """The image that training and prediction read: ingested, or normalised where a method is set."""
+        folder = self.ingest if self.normalise_method == "none" else self.normalise
+        return folder / case_image

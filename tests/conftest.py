@@ -1,0 +1,46 @@
+"""Fixtures for every test: no network, and the real data where it is."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def network_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches out fails and says so; local sockets of worker processes stay open."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "localhost", "::1"):  # type: ignore[index]
+            raise AssertionError(f"a test reached out to {address}; tests run without a network")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def _real(*parts: str) -> Path:
+    """Real data lies beside the checkout, or where STAINSEG_REAL_DATA says."""
+    home = Path(os.environ.get("STAINSEG_REAL_DATA", Path(__file__).parents[2] / "shared"))
+    folder = home.joinpath(*parts)
+    if not folder.exists():
+        pytest.skip(f"real data absent: {Path(*parts)} (set STAINSEG_REAL_DATA to the folder that holds it)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dsb2018() -> Path:
+    """The Data Science Bowl's files as Kaggle serves them."""
+    return _real("kaggle", "data-science-bowl-2018")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of other real images."""
+    return _real("real")
