@@ -47,6 +47,8 @@ class IngestSettings(Settings):
     """CSV with the columns case_id and group (optionally stratum), joined on the case id; relative to the raw folder."""
     group_pattern: str | None = None
     """Regular expression on the case id whose first group is the case's group (patient, slide, field)."""
+    allow_empty: bool = False
+    """Take a training image without any mask for an image without objects, instead of for one whose mask is missing."""
     exclude: tuple[str, ...] = ()
     """Case ids to leave out; they are counted in every later report."""
     exclude_faulty: bool = False
@@ -195,6 +197,8 @@ class TrainSettings(Settings):
     """The network."""
     loss: LossSettings = LossSettings()
     """The loss."""
+    intensity: Literal["stored", "stretch"] = "stretch"
+    """How an image enters the network: as stored, or stretched so that its 0.5th to 99.5th percentile fills the range."""
     steps: int = Field(default=600, ge=1)
     """Optimiser steps; the schedule ends with them."""
     minutes: float | None = Field(default=None, gt=0.0)
@@ -239,8 +243,6 @@ class PredictSettings(Settings):
 class EvaluateSettings(Settings):
     """Scores of the test part."""
 
-    part: Literal["test", "validation"] = "test"
-    """Part of the split that is scored; thresholds were tuned on validation, so only test is a fair report."""
     resamples: int = Field(default=2000, ge=2000)
     """Bootstrap resamples of groups behind each 95 % interval."""
 
@@ -270,8 +272,8 @@ class ComputeSettings(Settings):
     """Where training and prediction run."""
     devices: int = Field(default=1, ge=1)
     """How many of them."""
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    """auto: bf16 where the processor or GPU has it natively, else 16 with loss scaling on CUDA, else 32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the processor or GPU has it natively, else fp16 with loss scaling on CUDA, else fp32."""
     channels_last: bool | None = None
     """Memory format; by default channels last on CPU and CUDA."""
     threads: int = Field(default=0, ge=0)

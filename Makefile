@@ -1,0 +1,63 @@
+# Every target works on a fresh clone: the environment is made first where it is not there or the lock changed.
+#   make train CONFIG=configs/dsb2018.yaml SET="train.steps=100 seed=7"
+CONFIG  ?= configs/sample.yaml
+SET     ?=
+DATASET ?= dsb2018
+FROM    ?=
+PYTHON  ?= python3
+VENV    := .venv
+READY   := $(VENV)/.ready
+RUN     := $(VENV)/bin/python -m pipeline
+STAGES  := ingest split normalise augment predict report
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: help train evaluate submission submit data kaggle-submit test check lock environment $(STAGES)
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@echo '  make <stage>        one stage alone: ingest split normalise augment train predict evaluate report submit'
+	@echo
+	@echo '  CONFIG=configs/X.yaml   settings (default $(CONFIG))'
+	@echo '  SET="key.path=value"    settings laid over the file'
+
+train: $(READY)  ## everything up to a trained model
+	@$(RUN) train -c $(CONFIG) --with-needs $(SET)
+
+evaluate: $(READY)  ## scores, masks and the report, and all that they need
+	@$(RUN) report -c $(CONFIG) --with-needs $(SET)
+
+submission: $(READY)  ## the competition's file, and all that it needs
+	@$(RUN) submit -c $(CONFIG) --with-needs $(SET)
+
+submit: $(READY)
+	@$(RUN) submit -c $(CONFIG) $(SET)
+
+$(STAGES): $(READY)
+	@$(RUN) $@ -c $(CONFIG) $(SET)
+
+data: $(READY)  ## a competition's files into data/raw/ (DATASET=dsb2018, FROM=<folder>)
+	@$(RUN) data $(DATASET) $(if $(FROM),--from "$(FROM)")
+
+kaggle-submit: $(READY)  ## hand in the submission with Kaggle's client
+	@$(RUN) kaggle-submit -c $(CONFIG) $(SET)
+
+test: $(READY)  ## the whole test suite
+	@$(VENV)/bin/python -m pytest
+
+check: $(READY)  ## format, lint and types
+	@$(VENV)/bin/ruff format --check pipeline tests
+	@$(VENV)/bin/ruff check pipeline tests
+	@$(VENV)/bin/mypy
+
+environment: $(READY)  ## only the environment
+
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stainseg needs Python 3.11 or newer; name one with PYTHON=..."; exit 1; }
+	@echo "Installing the environment into $(VENV) (once; some minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $(READY)
+
+lock:  ## renew requirements.lock (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 -c constraints.txt --extra dev --extra kaggle pyproject.toml -o requirements.lock

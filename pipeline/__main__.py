@@ -1,0 +1,201 @@
+"""The command line: names, help and dispatch; whatever is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.config import Config, ConfigError, describe, dump_config, load_config
+from pipeline.records.paths import Paths
+from pipeline.stages import BY_NAME, STAGES, Stage, StageNotReady
+from pipeline.stages import run as run_stage
+
+DEFAULT_CONFIG = Path("configs/sample.yaml")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the layout of descriptions, with room for long option names."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=118)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0 where it succeeded, 2 where the user must change something, 130 where interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except StageNotReady as error:
+        print(f"{options.name}: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, FileNotFoundError) as error:
+        if options.trace:
+            raise
+        print(f"{options.name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{options.name}: interrupted; the same command carries on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    stages = "\n".join(f"  {stage.name:<12} {stage.summary}" for stage in STAGES)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        formatter_class=Formatter,
+        description="From the raw download of a histology competition to a scored and submittable segmentation.\n\n"
+        f"stages, in their order:\n{stages}",
+        epilog="`python -m pipeline <command> --help` lists every setting with its default and its meaning.\n"
+        "Start here: make train && make evaluate && make submission",
+    )
+    parser.add_argument("--version", action="version", version=f"stainseg {__version__}")
+    commands = parser.add_subparsers(metavar="<command>", required=True, title="commands", dest="name")
+    for stage in STAGES:
+        command = _command(commands, stage.name, stage.summary, _run_stage, _stage_help(stage))
+        _takes_config(command)
+        command.add_argument("--with-needs", action="store_true", help="first run every stage that this one needs")
+        command.add_argument("--force", action="store_true", help="redo it even if it is up to date, and overwrite")
+        if stage.name == "predict":
+            command.add_argument("--run", help="a trained run (name below data/train/, or its folder): needs no config")
+            command.add_argument("--images", type=Path, help="an image, or a folder of images, of any size")
+            command.add_argument("--out", type=Path, help="folder for <stem>.png: 16-bit object ids, or class ids")
+            command.add_argument("--overlay", action="store_true", help="also write <stem>_overlay.png to look at")
+    _takes_config(_command(commands, "config", "print the resolved settings", _print_config))
+    summary = _command(commands, "summary", "print the network's table of layers", _print_summary)
+    _takes_config(summary)
+    summary.add_argument("--reference", action="store_true", help="the U-Net of the paper: 1 x 572 x 572, 2 classes, unpadded")
+    summary.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="image size, default the crop")
+    score = _command(commands, "score", "score a submission against a solution, as the competition does", _score)
+    score.add_argument("solution", type=Path, help="the solution, in Kaggle's format")
+    score.add_argument("submission", type=Path, help="the submission")
+    score.add_argument("--classes", type=Path, help="classes.csv for a table by stratum")
+    data = _command(commands, "data", "put a competition's files into data/raw/", _fetch)
+    data.add_argument("dataset", help="sample, dsb2018")
+    data.add_argument("--from", dest="source", type=Path, help="take the files from this folder instead of from Kaggle")
+    _takes_config(_command(commands, "kaggle-submit", "hand in submission.csv with Kaggle's client", _hand_in))
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    function: Callable[[argparse.Namespace], None],
+    description: str = "",
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=summary, formatter_class=Formatter, description=description or f"{name}: {summary}."
+    )  # fmt: skip
+    command.set_defaults(command=function)
+    command.add_argument("--trace", action="store_true", help=argparse.SUPPRESS)
+    return command
+
+
+def _takes_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-c", "--config", type=Path, default=None, help=f"YAML file of settings (default {DEFAULT_CONFIG})")
+    command.add_argument("settings", nargs="*", metavar="key.path=value", help="settings laid over the file's")
+
+
+def _stage_help(stage: Stage) -> str:
+    lines = [f"{stage.name}: {stage.summary}.", "", f"reads   {stage.reads}", f"writes  {stage.writes}", "", "settings:"]
+    for key in stage.settings:
+        field = Config.model_fields[key]
+        if hasattr(field.annotation, "model_fields"):
+            rows = describe(field.annotation, f"{key}.")  # type: ignore[arg-type]
+        else:
+            rows = (row for row in describe(Config) if row[0] == key)
+        for path, kind, default, meaning in rows:
+            shown = "none" if default is None else list(default) if isinstance(default, tuple) else default
+            lines.append(f"  {path} = {shown}  ({kind})")
+            lines += textwrap.wrap(meaning, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _load(options: argparse.Namespace) -> tuple[Config, Paths]:
+    if options.config is not None and "=" in str(options.config):
+        raise ConfigError(f"{options.config}: expected a file after -c, found a setting")
+    config = load_config(options.config or DEFAULT_CONFIG, options.settings)
+    return config, Paths.of(config)
+
+
+def _run_stage(options: argparse.Namespace) -> None:
+    alone = [flag for flag in ("run", "images", "out", "overlay") if getattr(options, flag, None)]
+    if alone:
+        from pipeline.stages.predict import predict_images
+
+        missing = [flag for flag in ("run", "images", "out") if getattr(options, flag) is None]
+        if missing:
+            raise ValueError(f"predicting images needs --run, --images and --out; --{', --'.join(missing)} is missing")
+        predict_images(options.run, options.images, options.out, overlay=options.overlay, overrides=options.settings)
+        return
+    config, paths = _load(options)
+    run_stage(options.name, config, paths, with_needs=options.with_needs, force=options.force)
+    print(_what_next(BY_NAME[options.name], options, paths))
+
+
+def _what_next(stage: Stage, options: argparse.Namespace, paths: Paths) -> str:
+    suffix = f" CONFIG={options.config}" if options.config and options.config != DEFAULT_CONFIG else ""
+    suffix += f' SET="{" ".join(options.settings)}"' if options.settings else ""
+    written = {
+        "evaluate": paths.reports / "metrics.json",
+        "report": paths.reports / "report.html",
+        "submit": paths.reports / "submission.csv",
+    }.get(stage.name, stage.folder(paths))
+    after = {
+        "train": "make evaluate",
+        "predict": "make evaluate",
+        "evaluate": "make report",
+        "report": "make submission",
+        "submit": "make kaggle-submit",
+    }.get(stage.name, "make train")
+    return f"\nWritten: {written}\nNext:    {after}{suffix}"
+
+
+def _print_config(options: argparse.Namespace) -> None:
+    config, _ = _load(options)
+    print(dump_config(config), end="")
+
+
+def _print_summary(options: argparse.Namespace) -> None:
+    from pipeline.networks import summary
+    from pipeline.tasks.segmentation import channels_for
+
+    if options.reference:
+        reference = Config.model_validate({"train": {"network": {"width": 64, "padded": False}}})
+        print(summary(reference.train.network, 1, 2, *(options.size or (572, 572))))
+        return
+    config, paths = _load(options)
+    outputs = len(channels_for(config, paths))
+    height, width = options.size or (config.augment.crop, config.augment.crop)
+    print(summary(config.train.network, 3, outputs, height, width))
+
+
+def _score(options: argparse.Namespace) -> None:
+    from pipeline.metrics.competition import print_score
+
+    print_score(options.solution, options.submission, options.classes)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from pipeline.kaggle import fetch
+
+    fetch(options.dataset, options.source, Path("data/raw"))
+
+
+def _hand_in(options: argparse.Namespace) -> None:
+    from pipeline.kaggle import hand_in
+
+    config, paths = _load(options)
+    hand_in(config, paths)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

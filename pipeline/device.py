@@ -1,0 +1,65 @@
+"""The device and its numbers: looked up once, then frozen with the run."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from pipeline.config import ComputeSettings
+
+FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def freeze(compute: ComputeSettings) -> ComputeSettings:
+    """Replace every automatic choice by what this machine has.
+
+    bf16 only where it is native (AVX-512 BF16 or AMX; compute capability 8.0), else fp16 with loss scaling on CUDA,
+    else fp32. Raises ValueError where the wanted device or precision is not here.
+    """
+    device = compute.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "compute.device: expected a CUDA device, found none that PyTorch can use; "
+            "take compute.device=cpu, or install the PyTorch wheel that fits the driver (README, 'GPUs')"
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("compute.device: expected Apple's mps, found none; take compute.device=cpu")
+    available = torch.cuda.device_count() if device == "cuda" else compute.devices
+    if compute.devices > available:
+        raise ValueError(f"compute.devices: expected at most {available} here, found {compute.devices}")
+    precision = compute.precision
+    if precision == "auto":
+        precision = "bf16" if has_native_bf16(device) else "fp16" if device == "cuda" else "fp32"
+    if precision == "fp16" and device != "cuda":
+        raise ValueError(f"compute.precision: fp16 needs CUDA, found device {device}; take bf16 or fp32")
+    return compute.model_copy(
+        update={
+            "device": device,
+            "precision": precision,
+            "channels_last": device != "mps" if compute.channels_last is None else compute.channels_last,
+            "threads": compute.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+            else compute.threads or os.cpu_count() or 1,
+            "workers": compute.workers if compute.workers >= 0 else 0 if device == "cpu" else 4,
+        }
+    )  # fmt: skip
+
+
+def has_native_bf16(device: str) -> bool:
+    """Whether bf16 is computed by the hardware rather than emulated."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    if device == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+    return False
+
+
+def describe(compute: ComputeSettings) -> str:
+    """One line for people: where it runs and in which numbers."""
+    name = torch.cuda.get_device_name() if compute.device == "cuda" else compute.device
+    layout = "channels last" if compute.channels_last else "channels first"
+    count = f"{compute.devices} x " if compute.devices > 1 else ""
+    return f"{count}{name}, {compute.precision}, {layout}, {compute.threads} threads"

@@ -1,0 +1,117 @@
+"""Probability maps of images of any size: tiles, blending, test-time flips; memory bounded by the tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.config import ComputeSettings, PredictSettings
+from pipeline.intensity import INTENSITIES, as_input
+from pipeline.networks import Network
+
+Orientation = tuple[int, bool]
+"""Quarter turns, then whether mirrored left to right."""
+
+FLIPS: dict[str, tuple[Orientation, ...]] = {
+    "none": ((0, False),),
+    "mirror": ((0, False), (0, True), (2, True)),
+    "all": tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4)),
+}
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda logits: torch.softmax(logits, dim=1),
+}
+
+
+class Predictor:
+    """A network with everything that turns one image into probability maps.
+
+    activation: sigmoid (each channel alone) or softmax (channels of one pixel sum to 1);
+    intensity: the same preparation of the image as in training.
+    """
+
+    def __init__(
+        self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings
+    ) -> None:
+        self.network = network
+        self.activation = ACTIVATIONS[activation]
+        self.prepare = INTENSITIES[intensity]
+        self.settings = settings
+        self.device = torch.device(compute.device)
+        self.autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.precision)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8."""
+        prepared = self.prepare(image)
+        orientations = FLIPS[self.settings.flips]
+        total: np.ndarray | None = None
+        for turns, mirrored in orientations:
+            turned = np.rot90(prepared, turns)
+            probabilities = self._tiled((turned[:, ::-1] if mirrored else turned).copy())
+            back = np.rot90(probabilities[:, :, ::-1] if mirrored else probabilities, -turns, axes=(1, 2))
+            total = back.copy() if total is None else total + back
+        assert total is not None
+        return total / len(orientations)
+
+    def _tiled(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        rows = tile_starts(height, self.settings.tile, self.settings.overlap)
+        columns = tile_starts(width, self.settings.tile, self.settings.overlap)
+        tile_height, tile_width = min(height, self.settings.tile), min(width, self.settings.tile)
+        places = [(row, column) for row in rows for column in columns]
+        if len(places) == 1:
+            return self._forward(image[np.newaxis])[0]
+        window = blending_window(tile_height, tile_width)
+        total: np.ndarray | None = None
+        weight = np.zeros((height, width), np.float32)
+        for batch in _batches(places, self.settings.batch):
+            tiles = np.stack([image[row : row + tile_height, column : column + tile_width] for row, column in batch])
+            for (row, column), probabilities in zip(batch, self._forward(tiles), strict=True):
+                if total is None:
+                    total = np.zeros((len(probabilities), height, width), np.float32)
+                total[:, row : row + tile_height, column : column + tile_width] += probabilities * window
+                weight[row : row + tile_height, column : column + tile_width] += window
+        assert total is not None
+        return total / weight
+
+    @torch.inference_mode()
+    def _forward(self, tiles: np.ndarray) -> np.ndarray:
+        """Map (N, height, width, 3) uint8 to (N, channels, height, width) float32, whatever the network's own output size."""
+        height, width = tiles.shape[1:3]
+        margin, stride = self.network.margin, self.network.stride
+        input_height, input_width = self.network.input_size(-(-height // stride), -(-width // stride))
+        below, right = max(input_height - height - margin, 0), max(input_width - width - margin, 0)
+        if margin or below or right:
+            tiles = np.pad(tiles, ((0, 0), (margin, below), (margin, right), (0, 0)), mode="symmetric")
+        inputs = as_input(torch.from_numpy(tiles).to(self.device))
+        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            logits = self.network(inputs)
+        probabilities = self.activation(logits.float())
+        if stride > 1:
+            probabilities = nn.functional.interpolate(probabilities, scale_factor=stride, mode="bilinear")
+        return probabilities[:, :, :height, :width].cpu().numpy()
+
+
+def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
+    """First pixels of equally spaced tiles that cover a length; neighbours overlap by at least the share."""
+    if length <= tile:
+        return [0]
+    count = int(np.ceil((length - tile) / (tile * (1 - overlap)))) + 1
+    return [int(start) for start in np.rint(np.linspace(0, length - tile, count))]
+
+
+def blending_window(height: int, width: int) -> np.ndarray:
+    """Weights (height, width) float32 that fall to the edges (a raised cosine), never to 0, so that no seam shows."""
+    def side(length: int) -> np.ndarray:
+        return np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2 + 1e-3
+
+    return np.outer(side(height), side(width)).astype(np.float32)
+
+
+def _batches(places: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
+    for start in range(0, len(places), size):
+        yield places[start : start + size]

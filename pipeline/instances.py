@@ -1,0 +1,131 @@
+"""Probability maps to objects: the one post-processing, and the tuning of its parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+
+from pipeline.metrics.instance import average_precision, overlaps
+from pipeline.outputs import Outputs
+from pipeline.records.case import MAXIMUM_OBJECTS
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Parameters of the post-processing, all chosen on validation cases.
+
+    foreground: probability above which a pixel belongs to an object; seed: interior evidence above which it belongs to
+    an object's core; minimum_size: pixels below which an object is dropped.
+    """
+
+    foreground: float = 0.5
+    seed: float = 0.5
+    minimum_size: int = 0
+
+    def as_dict(self) -> dict[str, float]:
+        """Values by name, for thresholds.json."""
+        return asdict(self)
+
+
+FOREGROUND_GRID = (0.3, 0.4, 0.5, 0.6, 0.7)
+SEED_GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+SIZE_GRID = (0, 8, 16, 24, 32, 48, 64, 96)
+
+
+def label_raster(probabilities: np.ndarray, outputs: Outputs, thresholds: Thresholds) -> np.ndarray:
+    """Turn (channels, height, width) probabilities into (height, width) uint16: object ids, or class ids.
+
+    softmax: the most probable class. sigmoid with boundary or distance: objects grown by watershed from their cores.
+    sigmoid with foreground alone: 1 where the probability is above the threshold.
+    """
+    if outputs.activation == "softmax":
+        return probabilities.argmax(axis=0).astype(np.uint16)
+    if not outputs.has_objects:
+        return (probabilities[0] > thresholds.foreground).astype(np.uint16)
+    return drop_small(grow_objects(probabilities, outputs.channels, thresholds), thresholds.minimum_size)
+
+
+def grow_objects(probabilities: np.ndarray, channels: Sequence[str], thresholds: Thresholds) -> np.ndarray:
+    """Grow one object from each core over the foreground, by watershed; (height, width) int32 ids 1..n.
+
+    A piece of foreground without a core is an object too: a small nucleus may have no interior away from its rim.
+    """
+    from skimage.segmentation import watershed
+
+    named = dict(zip(channels, probabilities, strict=True))
+    foreground = named["foreground"]
+    evidence = [foreground * (1.0 - named["boundary"])] if "boundary" in named else []
+    evidence += [named["distance"]] if "distance" in named else []
+    interior = sum(evidence) / len(evidence) if evidence else foreground
+    inside = (foreground > thresholds.foreground).astype(np.uint8)
+    core = ((interior > thresholds.seed) & (inside > 0)).astype(np.uint8)
+    count, seeds = cv2.connectedComponents(core, connectivity=4)
+    pieces_count, pieces = cv2.connectedComponents(inside, connectivity=4)
+    with_core = np.zeros(pieces_count, bool)
+    with_core[pieces[seeds > 0]] = True
+    without_core = ~with_core
+    without_core[0] = False
+    if without_core.any():
+        rest = without_core[pieces]
+        ids = np.zeros(pieces_count, np.int32)
+        ids[without_core] = np.arange(count, count + without_core.sum())
+        seeds[rest] = ids[pieces[rest]]
+    return watershed(-interior, markers=seeds, mask=inside > 0).astype(np.int32)
+
+
+def drop_small(objects: np.ndarray, minimum_size: int) -> np.ndarray:
+    """Drop objects of fewer pixels and number the rest 1..n in reading order; returns uint16.
+
+    Raises ValueError where more objects remain than a 16-bit raster holds.
+    """
+    sizes = np.bincount(objects.ravel())
+    keep = sizes >= max(minimum_size, 1)
+    keep[0] = False
+    if keep.sum() > MAXIMUM_OBJECTS:
+        raise ValueError(f"expected at most {MAXIMUM_OBJECTS:,} objects in one image, found {keep.sum():,}; cut it into tiles")
+    ids = np.zeros(len(sizes), np.uint16)
+    ids[keep] = np.arange(1, keep.sum() + 1)
+    return ids[objects]
+
+
+def tune(
+    probabilities: Callable[[int], np.ndarray],
+    truths: Callable[[int], np.ndarray],
+    cases: Iterable[int],
+    outputs: Outputs,
+) -> tuple[Thresholds, float]:
+    """Choose the thresholds with the best mean score over cases; return them and that score.
+
+    probabilities(i), truths(i): map and label of case i, loaded once each. The score is the average precision over
+    IoU 0.50 to 0.95 for objects, the Dice otherwise. Ties go to the more moderate value.
+    """
+    grid = _grid(outputs)
+    scores = [_score_grid(probabilities(i), truths(i), outputs, grid) for i in cases]
+    means = np.mean(scores, axis=0).round(6)
+    distance = [abs(candidate.foreground - 0.5) + abs(candidate.seed - 0.5) for candidate in grid]
+    best = max(range(len(grid)), key=lambda k: (means[k], -distance[k], -grid[k].minimum_size))
+    return grid[best], float(means[best])
+
+
+def _grid(outputs: Outputs) -> list[Thresholds]:
+    if outputs.activation == "softmax":
+        return [Thresholds()]
+    if not outputs.has_objects:
+        return [Thresholds(foreground=value) for value in np.round(np.arange(0.1, 0.91, 0.05), 2).tolist()]
+    return [Thresholds(*values) for values in itertools.product(FOREGROUND_GRID, SEED_GRID, SIZE_GRID)]
+
+
+def _score_grid(probabilities: np.ndarray, truth: np.ndarray, outputs: Outputs, grid: Sequence[Thresholds]) -> list[float]:
+    if not outputs.has_objects:
+        return [outputs.score(truth, label_raster(probabilities, outputs, candidate))["dice"] for candidate in grid]
+    scores = []
+    pairs = itertools.groupby(grid, key=lambda candidate: (candidate.foreground, candidate.seed))
+    for _, candidates in pairs:
+        sizes = list(candidates)
+        grown = grow_objects(probabilities, outputs.channels, sizes[0])
+        scores += [average_precision(overlaps(truth, drop_small(grown, candidate.minimum_size))) for candidate in sizes]
+    return scores

@@ -1,0 +1,1 @@
+"""Scores: one confusion count for pixels, one matching for objects, one bootstrap over groups."""

@@ -1,0 +1,276 @@
+"""Object scores: one table of overlaps gives AP, precision, recall, F1, PQ, AJI and the kinds of error.
+
+Empty images: where there is no object in truth nor prediction every score is 1; where there are objects on one side
+only every score is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.records.case import IGNORED
+
+THRESHOLDS = (0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95)
+"""IoU thresholds of the 2018 Data Science Bowl."""
+
+_BLOCK_PIXELS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Which objects of truth and prediction share pixels, and how many; every object score derives from it.
+
+    truth_ids, truth_areas: (truth objects,) int64, ids rising, areas in pixels.
+    predicted_ids, predicted_areas: (predicted objects,) int64, the same.
+    pair_truth, pair_predicted: (pairs,) int64 positions in truth_ids and predicted_ids, by truth, then by prediction.
+    intersections: (pairs,) int64 pixels, all above 0.
+    """
+
+    truth_ids: np.ndarray
+    truth_areas: np.ndarray
+    predicted_ids: np.ndarray
+    predicted_areas: np.ndarray
+    pair_truth: np.ndarray
+    pair_predicted: np.ndarray
+    intersections: np.ndarray
+
+    @cached_property
+    def unions(self) -> np.ndarray:
+        """Pixels of both objects together: (pairs,) int64."""
+        return self.truth_areas[self.pair_truth] + self.predicted_areas[self.pair_predicted] - self.intersections
+
+    @property
+    def both_empty(self) -> bool:
+        """Whether there is no object on either side."""
+        return not self.truth_ids.size and not self.predicted_ids.size
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects found (tp), spurious (fp) and not found (fn) at one IoU threshold; adds up to pooled counts."""
+
+    tp: int
+    fp: int
+    fn: int
+
+    def __add__(self, other: Detections) -> Detections:
+        return Detections(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
+
+    @property
+    def accuracy(self) -> float:
+        """TP / (TP + FP + FN), which the Data Science Bowl calls average precision at one threshold."""
+        return self._share(self.tp, self.tp + self.fp + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """TP / (TP + FP)."""
+        return self._share(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """TP / (TP + FN)."""
+        return self._share(self.tp, self.tp + self.fn)
+
+    @property
+    def f1(self) -> float:
+        """2 TP / (2 TP + FP + FN)."""
+        return self._share(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    def _share(self, part: int, whole: int) -> float:
+        if whole:
+            return part / whole
+        return 0.0 if self.tp + self.fp + self.fn else 1.0
+
+
+@dataclass(frozen=True)
+class PanopticQuality:
+    """PQ = SQ * RQ; sq: mean IoU of the matches (0 where there are none); rq: F1 at IoU above 0.5; all in [0, 1]."""
+
+    pq: float
+    sq: float
+    rq: float
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Ids of objects that went wrong, each (objects,) int64, rising.
+
+    A match is IoU above 0.5. An object is a piece of another when more than half of it lies inside the other and it
+    covers at least a tenth of the other.
+    merged: predictions with two or more truth objects as pieces. split: truth objects with two or more predictions as
+    pieces. missed: truth objects without match that are neither split nor a piece of a merged prediction.
+    spurious: predictions without match that are neither merged nor a piece of a split truth object.
+    """
+
+    missed: np.ndarray
+    spurious: np.ndarray
+    merged: np.ndarray
+    split: np.ndarray
+
+
+def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
+    """Count shared pixels of all objects; ids need not be contiguous.
+
+    truth, prediction: (height, width) integer or bool labels of one shape, 0 background. Truth pixels of 65535 are
+    removed from both sides. Raises ValueError for differing shapes, other dtypes, ids outside 0..65535, or
+    65535 in the prediction.
+    """
+    _check(truth, prediction)
+    of_truth, of_prediction, counts = _count_pairs(truth, prediction)
+    if of_prediction.max(initial=0) == IGNORED:
+        raise ValueError(f"expected predicted ids below {IGNORED}, which means ignored, found it in the prediction")
+    kept = of_truth != IGNORED
+    of_truth, of_prediction, counts = of_truth[kept], of_prediction[kept], counts[kept]
+    truth_ids, truth_areas = _areas(of_truth, counts)
+    predicted_ids, predicted_areas = _areas(of_prediction, counts)
+    shared = (of_truth > 0) & (of_prediction > 0)
+    return Overlaps(
+        truth_ids,
+        truth_areas,
+        predicted_ids,
+        predicted_areas,
+        np.searchsorted(truth_ids, of_truth[shared]),
+        np.searchsorted(predicted_ids, of_prediction[shared]),
+        counts[shared],
+    )
+
+
+def detections(found: Overlaps, threshold: float) -> Detections:
+    """Count matches at IoU strictly greater than a threshold in [0.5, 1), where a match is one to one."""
+    tp, fp, fn = _detections(found, (threshold,))
+    return Detections(int(tp[0]), int(fp[0]), int(fn[0]))
+
+
+def average_precision(found: Overlaps, thresholds: Sequence[float] = THRESHOLDS) -> float:
+    """Mean over thresholds of TP / (TP + FP + FN), matches at IoU strictly greater (2018 Data Science Bowl)."""
+    if found.both_empty:
+        return 1.0
+    tp, fp, fn = _detections(found, thresholds)
+    return float(np.mean(tp / (tp + fp + fn)))
+
+
+def panoptic_quality(found: Overlaps) -> PanopticQuality:
+    """Panoptic quality of one class, matches at IoU above 0.5 (Kirillov et al. 2019, doi:10.1109/CVPR.2019.00963)."""
+    if found.both_empty:
+        return PanopticQuality(1.0, 1.0, 1.0)
+    matched = _matched(found, (0.5,))[:, 0]
+    count = int(np.count_nonzero(matched))
+    quality = float(np.mean(found.intersections[matched] / found.unions[matched])) if count else 0.0
+    recognition = 2 * count / (found.truth_ids.size + found.predicted_ids.size)
+    return PanopticQuality(quality * recognition, quality, recognition)
+
+
+def aggregated_jaccard(found: Overlaps) -> float:
+    """Aggregated Jaccard index (Kumar et al. 2017, doi:10.1109/TMI.2017.2677499, algorithm 1).
+
+    Each truth object takes the prediction of largest IoU (the lowest id where several tie), used before or not; their
+    intersections and unions add up. Truth objects that nothing overlaps and predictions never taken add their area to
+    the unions.
+    """
+    if found.both_empty:
+        return 1.0
+    order = np.lexsort((found.pair_predicted, -(found.intersections / found.unions), found.pair_truth))
+    by_truth = found.pair_truth[order]
+    best = order[np.flatnonzero(np.diff(by_truth, prepend=-1))]
+    untouched = np.ones(found.truth_ids.size, bool)
+    untouched[found.pair_truth[best]] = False
+    unused = np.ones(found.predicted_ids.size, bool)
+    unused[found.pair_predicted[best]] = False
+    union = found.unions[best].sum() + found.truth_areas[untouched].sum() + found.predicted_areas[unused].sum()
+    return float(found.intersections[best].sum() / union)
+
+
+def errors(found: Overlaps) -> Errors:
+    """Name the missed, spurious, merged and split objects by the rule that Errors states."""
+    shared, pair_truth, pair_predicted = found.intersections, found.pair_truth, found.pair_predicted
+    truth_area, predicted_area = found.truth_areas[pair_truth], found.predicted_areas[pair_predicted]
+    truth_is_piece = (2 * shared > truth_area) & (10 * shared >= predicted_area)
+    predicted_is_piece = (2 * shared > predicted_area) & (10 * shared >= truth_area)
+    merged = np.bincount(pair_predicted[truth_is_piece], minlength=found.predicted_ids.size) >= 2
+    split = np.bincount(pair_truth[predicted_is_piece], minlength=found.truth_ids.size) >= 2
+    matched = _matched(found, (0.5,))[:, 0]
+    truth_explained, predicted_explained = split.copy(), merged.copy()
+    truth_explained[pair_truth[matched | (truth_is_piece & merged[pair_predicted])]] = True
+    predicted_explained[pair_predicted[matched | (predicted_is_piece & split[pair_truth])]] = True
+    return Errors(
+        missed=found.truth_ids[~truth_explained],
+        spurious=found.predicted_ids[~predicted_explained],
+        merged=found.predicted_ids[merged],
+        split=found.truth_ids[split],
+    )
+
+
+def _check(truth: np.ndarray, prediction: np.ndarray) -> None:
+    if truth.shape != prediction.shape or truth.ndim != 2:
+        raise ValueError(
+            f"expected (height, width) truth and prediction of one shape, found {truth.shape} and {prediction.shape}"
+        )
+    for name, labels in (("truth", truth), ("prediction", prediction)):
+        if labels.dtype.kind not in "bui":
+            raise ValueError(f"{name}: expected integer labels, found {labels.dtype}")
+        if labels.size and labels.dtype not in (np.bool_, np.uint8, np.uint16):
+            wrong = [int(limit) for limit in (labels.min(), labels.max()) if not 0 <= limit <= IGNORED]
+            if wrong:
+                raise ValueError(f"{name}: expected ids 0..{IGNORED}, as 16-bit labels hold, found {wrong[0]}")
+
+
+def _count_pairs(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct pairs of ids: true id (rising), predicted id (rising for each), pixels; int64 each.
+
+    Neighbours along a row mostly share both ids, so whole runs are counted; rows go in blocks to stay in the cache.
+    """
+    rows = max(1, _BLOCK_PIXELS // max(1, truth.shape[1]))
+    runs = []
+    for top in range(0, truth.shape[0], rows):
+        # In place: fresh arrays of this size cost more in page faults than all the counting.
+        joint = truth[top : top + rows].astype(np.uint32)
+        np.left_shift(joint, 16, out=joint)
+        np.bitwise_or(joint, prediction[top : top + rows], out=joint, dtype=np.uint32, casting="unsafe")
+        joint = joint.ravel()
+        starts = np.concatenate(([0], np.flatnonzero(joint[1:] != joint[:-1]) + 1)) if joint.size else np.zeros(0, int)
+        # Ids above, length below, in one number: sorting numbers is several times faster than sorting positions.
+        runs.append((joint[starts].astype(np.int64) << 31) | np.diff(starts, append=joint.size))
+    ordered = np.sort(np.concatenate(runs)) if runs else np.zeros(0, np.int64)
+    pairs, lengths = ordered >> 31, ordered & ((1 << 31) - 1)
+    first = np.flatnonzero(np.diff(pairs, prepend=-1))
+    counts = np.add.reduceat(lengths, first) if first.size else lengths
+    return pairs[first] >> 16, pairs[first] & 0xFFFF, counts
+
+
+def _areas(ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct ids above 0, rising, and their pixels."""
+    distinct, position = np.unique(ids, return_inverse=True)
+    areas = np.zeros(distinct.size, np.int64)
+    np.add.at(areas, position, counts)
+    objects = distinct > 0
+    return distinct[objects], areas[objects]
+
+
+def _matched(found: Overlaps, thresholds: Sequence[float]) -> np.ndarray:
+    """(pairs, thresholds) bool: IoU strictly greater, in whole numbers so that ties fall on the right side."""
+    wrong = [threshold for threshold in thresholds if not 0.5 <= threshold < 1.0]
+    if wrong:
+        raise ValueError(
+            f"IoU threshold: expected 0.5 and above, below 1, so that matches are one to one, found {wrong}"
+        )
+    exact = [Fraction(threshold).limit_denominator(10_000) for threshold in thresholds]
+    above = np.array([fraction.numerator for fraction in exact], np.int64)
+    below = np.array([fraction.denominator for fraction in exact], np.int64)
+    return found.intersections[:, None] * below > found.unions[:, None] * above
+
+
+def _detections(found: Overlaps, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True positives, false positives and false negatives: (thresholds,) int64 each."""
+    pair, threshold = np.nonzero(_matched(found, thresholds))
+    # Objects are marked rather than matches counted: run-length truth of a competition may overlap itself.
+    truth = np.zeros((len(thresholds), found.truth_ids.size), bool)
+    truth[threshold, found.pair_truth[pair]] = True
+    predicted = np.zeros((len(thresholds), found.predicted_ids.size), bool)
+    predicted[threshold, found.pair_predicted[pair]] = True
+    tp = np.count_nonzero(truth, axis=1)
+    return tp, np.count_nonzero(~predicted, axis=1), found.truth_ids.size - tp

@@ -1,0 +1,318 @@
+"""The scores of each case, and their summary with intervals: what per_case.csv and metrics.json hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.metrics import instance, pixel
+from pipeline.records.case import IGNORED, LabelKind
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA_VERSION = 1
+_BLOCK_DRAWS = 1 << 21
+MINIMUM_GROUPS = 10
+"""Fewer groups than this give no interval: a bootstrap over a handful of groups promises too much."""
+
+EMPTY_POLICY = (
+    "Nothing in truth nor prediction: every score is 1. Something in only one of them: every score is 0, so false "
+    "positives on an empty truth count. Ignored pixels count for neither."
+)
+
+IDENTITY_COLUMNS = ("case_id", "group", "stratum", "height", "width")
+SCORE_COLUMNS = {
+    "truth_objects": "objects in the truth",
+    "predicted_objects": "objects in the prediction",
+    "dice": "Dice of the foreground; several classes: mean over the classes present in truth or prediction",
+    "iou": "intersection over union, likewise",
+    "ap": "TP / (TP + FP + FN) of objects, mean over IoU above 0.50, 0.55, ..., 0.95",
+    "ap_50": "the same at IoU above 0.50",
+    "ap_75": "the same at IoU above 0.75",
+    "f1_50": "F1 of objects at IoU above 0.50",
+    "f1_70": "F1 of objects at IoU above 0.70",
+    "precision_70": "share of predicted objects that match at IoU above 0.70",
+    "recall_70": "share of true objects that are matched at IoU above 0.70",
+    "pq": "panoptic quality",
+    "sq": "mean IoU of the matches at IoU above 0.50",
+    "rq": "F1 at IoU above 0.50",
+    "aji": "aggregated Jaccard index (Kumar 2017)",
+    "missed": "true objects without match that no merge or split explains",
+    "spurious": "predicted objects without match that no merge or split explains",
+    "merged": "predicted objects that cover two or more true ones",
+    "split": "true objects covered by two or more predicted ones",
+    "tp_70": "objects matched at IoU above 0.70",
+    "fp_70": "predicted objects without match there",
+    "fn_70": "true objects without match there",
+    "tp": "true positive pixels; several classes: summed over classes",
+    "fp": "false positive pixels",
+    "fn": "false negative pixels",
+}
+"""Columns of per_case.csv after case_id, group, stratum, height and width; counts are whole numbers.
+
+Several classes add dice_class_<k>, tp_class_<k>, fp_class_<k> and fn_class_<k>. Cells are empty where a score does not
+apply: object columns without object labels, every score without truth.
+"""
+
+_MEANS = (
+    "dice", "iou", "ap", "ap_50", "ap_75", "f1_50", "f1_70", "precision_70", "recall_70", "pq", "sq", "rq", "aji",
+)  # fmt: skip
+_COUNTS = (
+    "height", "width", "truth_objects", "predicted_objects", "missed", "spurious", "merged", "split",
+    "tp_70", "fp_70", "fn_70", "tp", "fp", "fn",
+)  # fmt: skip
+
+METRICS_SCHEMA = {
+    "schema_version": "version of this table",
+    "part": "part of the split that was scored: test or validation",
+    "cases": "cases with truth",
+    "unscored": "cases without truth, which have masks and no score",
+    "groups": "groups (patients, slides, fields) among the scored cases; a case without a group is its own",
+    "objects": "true objects in the scored cases, null without object labels",
+    "resamples": "bootstrap resamples of groups behind each interval",
+    "seed": "seed of the bootstrap",
+    "empty_policy": "how empty masks are scored",
+    "<part>.<metric>.mean": "mean over cases; of pooled metrics the score of all counts added up",
+    "<part>.<metric>.low, .high": f"95 % percentile interval from resampled groups, null below {MINIMUM_GROUPS} groups",
+    "<part>.<metric>.groups, .cases": "groups and cases behind the figure",
+    "by_stratum.<stratum>.<metric>": "the same for the cases of one stratum",
+    **{f"<metric> {name}": SCORE_COLUMNS[name] for name in _MEANS},
+    "<metric> dice_class_<k>": "Dice of class k, mean over the cases where it is in truth or prediction",
+    "<metric> dice_pooled, iou_pooled": "from the pixels of all cases together; several classes: mean over classes",
+    "<metric> precision_70_pooled, recall_70_pooled, f1_70_pooled": "from the objects of all cases together",
+}
+"""Where everything stands in metrics.json; a metric that applies to no case is left out, NaN is never written."""
+
+
+def score_case(truth: np.ndarray, prediction: np.ndarray, label_kind: LabelKind, classes: int = 1) -> dict[str, Any]:
+    """Score one case: height, width and the columns of SCORE_COLUMNS, None where a score does not apply.
+
+    truth, prediction: (height, width) integer labels, 0 background; truth pixels of 65535 are left out.
+    label_kind: instance, semantic or coarse. classes: number of foreground classes of a semantic data set; at 1 any
+    predicted id is foreground, above 1 the columns of each class are added. Raises ValueError for other label kinds,
+    differing shapes, class ids above classes.
+    """
+    if label_kind not in ("instance", "semantic", "coarse"):
+        raise ValueError(f"scores need an instance, semantic or coarse label, found {label_kind!r}")
+    row: dict[str, Any] = {"height": truth.shape[0], "width": truth.shape[1], **dict.fromkeys(SCORE_COLUMNS)}
+    if label_kind == "instance":
+        objects = _object_scores(instance.overlaps(truth, prediction))
+        return row | _pixel_scores(pixel.confusion(truth, prediction)) | objects
+    if classes > 1:
+        counted = pixel.confusion(truth, prediction, classes)
+        return row | _pixel_scores(counted) | _class_scores(counted)
+    largest = int(truth.max(initial=0, where=truth != IGNORED))
+    if largest > 1:
+        raise ValueError(
+            f"expected truth of one class, 0 and 1, found {largest}; give the data set's number of classes"
+        )
+    return row | _pixel_scores(pixel.confusion(truth, prediction))
+
+
+def _class_scores(counted: pixel.Confusion) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for at in range(counted.tp.size):
+        row[f"dice_class_{at + 1}"] = float(counted.dice_by_class[at]) if counted.present[at] else None
+        row |= {f"{name}_class_{at + 1}": int(getattr(counted, name)[at]) for name in ("tp", "fp", "fn")}
+    return row
+
+
+def _pixel_scores(counted: pixel.Confusion) -> dict[str, Any]:
+    counts = {name: int(getattr(counted, name).sum()) for name in ("tp", "fp", "fn")}
+    return {"dice": counted.dice, "iou": counted.iou, **counts}
+
+
+def _object_scores(found: instance.Overlaps) -> dict[str, Any]:
+    at_50, at_70, at_75 = (instance.detections(found, threshold) for threshold in (0.50, 0.70, 0.75))
+    panoptic, wrong = instance.panoptic_quality(found), instance.errors(found)
+    return {
+        "truth_objects": found.truth_ids.size,
+        "predicted_objects": found.predicted_ids.size,
+        "ap": instance.average_precision(found),
+        "ap_50": at_50.accuracy,
+        "ap_75": at_75.accuracy,
+        "f1_50": at_50.f1,
+        "f1_70": at_70.f1,
+        "precision_70": at_70.precision,
+        "recall_70": at_70.recall,
+        "pq": panoptic.pq,
+        "sq": panoptic.sq,
+        "rq": panoptic.rq,
+        "aji": instance.aggregated_jaccard(found),
+        **{name: int(getattr(wrong, name).size) for name in ("missed", "spurious", "merged", "split")},
+        "tp_70": at_70.tp,
+        "fp_70": at_70.fp,
+        "fn_70": at_70.fn,
+    }
+
+
+def per_case_table(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
+    """Put rows of score_case, each with case_id, group and stratum added, into the order and types of per_case.csv.
+
+    Rows are ordered by case_id; a case without truth needs no scores. Raises ValueError where a case_id repeats.
+    """
+    import pandas as pd
+
+    listed = list(rows)
+    by_class = sorted(
+        {name for row in listed for name in row if "_class_" in name},
+        key=lambda name: (int(name.rsplit("_", 1)[1]), name),
+    )
+    table = pd.DataFrame(listed, columns=[*IDENTITY_COLUMNS, *SCORE_COLUMNS, *by_class]).sort_values("case_id")
+    repeated = sorted(set(table.loc[table["case_id"].duplicated(), "case_id"]))
+    if repeated:
+        raise ValueError(f"per_case table: expected every case once, found again: {', '.join(repeated)}")
+    for name in table.columns[3:]:
+        whole = name in _COUNTS or name.startswith(("tp_class_", "fp_class_", "fn_class_"))
+        table[name] = table[name].astype("Int64" if whole else "float64")
+    return table.reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class _Statistic:
+    """A ratio of sums over cases: parts / wholes, averaged over the columns (classes) with anything present.
+
+    1 where nothing is present in any column; 0 for a column whose whole is 0 though something is present.
+    cases: (all cases,) bool, those it applies to; parts, wholes, present: (cases it applies to, columns) float64.
+    """
+
+    cases: np.ndarray
+    parts: np.ndarray
+    wholes: np.ndarray
+    present: np.ndarray
+
+    def by_group(self, numbers: np.ndarray, count: int) -> _Statistic:
+        """Add up the cases of each group; numbers: the cases' group, below count."""
+        sums = (
+            np.stack([np.bincount(numbers, weights=column, minlength=count) for column in values.T], axis=1)
+            for values in (self.parts, self.wholes, self.present)
+        )
+        return _Statistic(self.cases, *sums)
+
+    def value(self, weights: np.ndarray) -> np.ndarray:
+        """(resamples,) values where each row counts weights (resamples, rows) times."""
+        parts, wholes, present = weights @ self.parts, weights @ self.wholes, weights @ self.present > 0
+        ratios = np.divide(parts, wholes, out=np.zeros(parts.shape), where=wholes > 0)
+        columns = present.sum(axis=1)
+        return np.divide(ratios.sum(axis=1), columns, out=np.ones(len(weights)), where=columns > 0)
+
+
+def summarise(per_case: DataFrame, part: str, resamples: int = 2000, seed: int = 1412) -> dict[str, Any]:
+    """Summarise the cases' scores: the content of metrics.json as METRICS_SCHEMA lays it out.
+
+    per_case: the table of per_case_table, or per_case.csv read back with case_id, group and stratum as text; the order
+    of its rows does not matter. Intervals are percentiles of the statistic over resampled groups (Efron 1979; the
+    cluster bootstrap, Field and Welsh 2007): whole groups are drawn with replacement. Raises ValueError without scored
+    cases or with fewer than 2000 resamples.
+    """
+    if resamples < 2000:
+        raise ValueError(f"bootstrap: expected at least 2000 resamples, found {resamples}")
+    ordered = per_case.sort_values("case_id").reset_index(drop=True)
+    scored = ordered[ordered["dice"].notna()].reset_index(drop=True)
+    if scored.empty:
+        raise ValueError(f"part {part}: expected scored cases, found none of {len(ordered)}; give a part with labels")
+    groups = _group_numbers(scored)
+    strata = np.array(["unknown" if _is_missing(name) else str(name) for name in scored["stratum"]])
+    objects = scored["truth_objects"].dropna()
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "part": part,
+        "cases": len(scored),
+        "unscored": len(ordered) - len(scored),
+        "groups": int(np.unique(groups).size),
+        "objects": int(objects.sum()) if len(objects) else None,
+        "resamples": resamples,
+        "seed": seed,
+        "empty_policy": EMPTY_POLICY,
+        part: _summary(scored, groups, resamples, seed),
+        "by_stratum": {},
+    }
+    for stratum in sorted(set(strata)):
+        chosen = strata == stratum
+        content["by_stratum"][stratum] = _summary(scored[chosen], groups[chosen], resamples, seed)
+    return content
+
+
+def _group_numbers(scored: DataFrame) -> np.ndarray:
+    """(cases,) whole numbers; a case without group has a number of its own."""
+    missing = np.array([_is_missing(name) for name in scored["group"]])
+    names = scored["group"].astype(str).to_numpy(dtype=str)
+    numbers = len(scored) + np.arange(len(scored))
+    numbers[~missing] = np.unique(names[~missing], return_inverse=True)[1]
+    return numbers
+
+
+def _is_missing(name: object) -> bool:
+    return name is None or name == "" or name != name  # NaN, which an empty cell of a CSV becomes
+
+
+def _summary(scored: DataFrame, groups: np.ndarray, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    statistics = _statistics(scored)
+    grouped = {}
+    for name, statistic in statistics.items():
+        numbers = np.unique(groups[statistic.cases], return_inverse=True)[1]
+        grouped[name] = statistic.by_group(numbers, int(numbers.max()) + 1)
+    resampled: dict[str, np.ndarray] = {}
+    for count in {len(statistic.parts) for statistic in grouped.values()}:
+        if count >= MINIMUM_GROUPS:
+            alike = {name: statistic for name, statistic in grouped.items() if len(statistic.parts) == count}
+            resampled |= _resample(alike, count, resamples, seed)
+    content = {}
+    for name, statistic in grouped.items():
+        low, high = np.percentile(resampled[name], (2.5, 97.5)) if name in resampled else (None, None)
+        content[name] = {
+            "mean": _rounded(statistic.value(np.ones((1, len(statistic.parts))))[0]),
+            "low": _rounded(low),
+            "high": _rounded(high),
+            "groups": len(statistic.parts),
+            "cases": int(statistic.cases.sum()),
+        }
+    return content
+
+
+def _resample(statistics: dict[str, _Statistic], count: int, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Values of statistics over the same number of groups, whole groups drawn with replacement: (resamples,) each."""
+    random = np.random.default_rng(seed)
+    values: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    rows = max(1, _BLOCK_DRAWS // count)
+    for first in range(0, resamples, rows):
+        block = min(rows, resamples - first)
+        drawn = random.integers(0, count, (block, count)) + np.arange(block)[:, None] * count
+        weights = np.bincount(drawn.ravel(), minlength=block * count).reshape(block, count).astype(np.float64)
+        for name, statistic in statistics.items():
+            values[name].append(statistic.value(weights))
+    return {name: np.concatenate(blocks) for name, blocks in values.items()}
+
+
+def _statistics(scored: DataFrame) -> dict[str, _Statistic]:
+    """Every metric that applies to at least one case."""
+
+    def column(name: str) -> np.ndarray:
+        return scored[name].to_numpy(dtype=np.float64, na_value=np.nan)[:, None]
+
+    def ratio(parts: np.ndarray, wholes: np.ndarray, present: np.ndarray) -> _Statistic:
+        cases = ~np.isnan(parts).any(axis=1)
+        return _Statistic(cases, parts[cases], wholes[cases], present[cases])
+
+    by_class = [name for name in scored.columns if name.startswith("dice_class_")]
+    one = np.ones((len(scored), 1))
+    statistics = {name: ratio(column(name), one, one) for name in (*_MEANS, *by_class)}
+    endings = [name.removeprefix("dice") for name in by_class] or [""]
+    tp, fp, fn = (np.hstack([column(f"{name}{ending}") for ending in endings]) for name in ("tp", "fp", "fn"))
+    statistics["dice_pooled"] = ratio(2 * tp, 2 * tp + fp + fn, tp + fp + fn)
+    statistics["iou_pooled"] = ratio(tp, tp + fp + fn, tp + fp + fn)
+    found, spurious, lost = column("tp_70"), column("fp_70"), column("fn_70")
+    anything = found + spurious + lost
+    statistics["precision_70_pooled"] = ratio(found, found + spurious, anything)
+    statistics["recall_70_pooled"] = ratio(found, found + lost, anything)
+    statistics["f1_70_pooled"] = ratio(2 * found, found + anything, anything)
+    return {name: statistic for name, statistic in statistics.items() if statistic.cases.any()}
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six decimals, so that the last bits of a matrix product do not change the file from one processor to another."""
+    return None if value is None else round(float(value), 6)

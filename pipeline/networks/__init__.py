@@ -1,0 +1,118 @@
+"""Networks by name: the U-Net of this project, and any of segmentation-models-pytorch and MONAI.
+
+All keep the contract of `Network`. `pipeline.targets.fit_target` brings a target to the place of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pipeline.config import NetworkSettings
+
+
+class Network(nn.Module):
+    """Images to logits; every height and width will do.
+
+    Takes (N, channels, H, W) float in [0, 1], gives (N, outputs, *output_size(H, W)).
+    margin, stride: output pixel (i, j) belongs to the image's rows margin + i * stride up to margin + (i + 1) * stride,
+    columns alike.
+    """
+
+    margin: int = 0
+    stride: int = 1
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the output for an input of height x width pixels."""
+        return height, width
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the smallest input whose output has at least height x width pixels."""
+        return height, width
+
+
+def _unet(settings: NetworkSettings, channels: int, outputs: int, pretrained: bool) -> Network:
+    from pipeline.networks.unet import UNet
+
+    if settings.arguments:
+        raise ValueError(
+            f"network.arguments: expected none for unet, found {', '.join(settings.arguments)}; unet is set by width, "
+            f"depth, padded, normalisation, dropout and output_stride"
+        )
+    return UNet(
+        channels, outputs, settings.width, settings.depth, settings.padded, settings.normalisation, settings.dropout,
+        settings.output_stride,
+    )  # fmt: skip
+
+
+def _refuse_unet_settings(settings: NetworkSettings) -> None:
+    own = ("width", "depth", "padded", "normalisation", "dropout", "output_stride")
+    fields = NetworkSettings.model_fields
+    given = [name for name in own if getattr(settings, name) != fields[name].default]
+    if given:
+        raise ValueError(
+            f"network.name {settings.name}: {', '.join(given)} belong to unet and would have no effect; leave them "
+            f"out, and put what {settings.name} takes under network.arguments"
+        )
+
+
+def _smp(settings: NetworkSettings, channels: int, outputs: int, pretrained: bool) -> Network:
+    from pipeline.networks.named import build_smp
+
+    _refuse_unet_settings(settings)
+    return build_smp(settings.name.partition(":")[2], channels, outputs, settings.arguments, pretrained)
+
+
+def _monai(settings: NetworkSettings, channels: int, outputs: int, pretrained: bool) -> Network:
+    from pipeline.networks.named import build_monai
+
+    _refuse_unet_settings(settings)
+    return build_monai(settings.name.partition(":")[2], channels, outputs, settings.arguments, pretrained)
+
+
+NETWORKS: dict[str, Callable[[NetworkSettings, int, int, bool], Network]] = {
+    "unet": _unet,
+    "smp": _smp,
+    "monai": _monai,
+}
+
+
+def build_network(settings: NetworkSettings, channels: int, outputs: int, *, pretrained: bool = True) -> Network:
+    """Build a network for images of so many channels and so many output channels or classes.
+
+    pretrained=False starts from random weights whatever the settings say, for a network whose checkpoint follows.
+    Raises ValueError naming the setting that cannot be used and what is near it.
+    """
+    family, colon, name = settings.name.partition(":")
+    if family not in NETWORKS or bool(colon) != (family != "unet") or (colon and not name):
+        from pipeline.networks.named import unknown
+
+        raise ValueError(
+            unknown("network.name", settings.name, ("unet", "smp:Unet", "smp:DeepLabV3Plus", "monai:BasicUNet"))
+            + " (unet, smp:<Architecture> or monai:<Network>)"
+        )
+    return NETWORKS[family](settings, channels, outputs, pretrained)
+
+
+def summary(settings: NetworkSettings, channels: int, outputs: int, height: int, width: int) -> str:
+    """Table of the layers with parameters and multiply-adds for one image of height x width, as torchinfo counts them.
+
+    Nothing is computed: shapes alone travel through the network.
+    """
+    import torchinfo
+
+    network = build_network(settings, channels, outputs, pretrained=False).to("meta").eval()
+    table = torchinfo.summary(
+        network,
+        input_data=torch.empty(1, channels, height, width, device="meta"),
+        device="meta",
+        depth=2,
+        col_names=("output_size", "num_params", "mult_adds"),
+        verbose=0,
+    )
+    text = str(table)
+    for unit, letter in {"TERA": "T", "GIGA": "G", "MEGA": "M", "KILO": "k"}.items():
+        text = text.replace(f"(Units.{unit}BYTES)", f"({letter})")  # torchinfo prints its enum's name
+    return text

@@ -1,0 +1,182 @@
+"""The U-Net of Ronneberger, Fischer and Brox (2015, arXiv:1505.04597), for images of any size.
+
+Two things differ from the paper's figure: transposed convolutions of kernel 4, stride 2 and padding 1 (no
+checkerboard), and an output convolution of 3x3. One channel in, two classes, width 64 and unpadded convolutions give
+39,393,410 parameters, 235.07 G multiply-adds at 572x572 and an output of 388x388.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.networks import Network
+
+Normalisation = Literal["batch", "group", "instance", "none"]
+
+LOST = 4
+"""Pixels that an unpadded double convolution takes off each dimension."""
+
+
+def enlarged(image: Tensor, height: int, width: int) -> Tensor:
+    """Pad (N, C, H, W) at the bottom and the right to height x width: mirrored, or the last row and column repeated.
+
+    A mirror image cannot be larger than the image; where it would have to be, edges are repeated.
+    """
+    below, beside = height - image.shape[-2], width - image.shape[-1]
+    if below == 0 and beside == 0:
+        return image
+    mirrored = below < image.shape[-2] and beside < image.shape[-1]
+    return F.pad(image, (0, beside, 0, below), mode="reflect" if mirrored else "replicate")
+
+
+def _normalisation(kind: Normalisation, channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(8, channels), channels)
+    if kind == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    return nn.Identity()
+
+
+class DoubleConvolution(nn.Sequential):
+    """Twice: 3x3 convolution, normalisation, ReLU; the convolutions have a bias only where nothing normalises."""
+
+    def __init__(self, channels: int, outputs: int, padded: bool, normalisation: Normalisation) -> None:
+        layers: list[nn.Module] = []
+        for inward in (channels, outputs):
+            layers += [
+                nn.Conv2d(inward, outputs, 3, padding=int(padded), bias=normalisation == "none"),
+                _normalisation(normalisation, outputs),
+                nn.ReLU(inplace=True),
+            ]
+        super().__init__(*layers)
+
+
+class UNet(Network):
+    """Encoder, bottleneck and decoder with skips; (N, channels, H, W) float to logits (N, outputs, H', W').
+
+    Padded: margin 0 and H' = ceil(H / stride), for every H and W. Unpadded: `output_size` says; where an image is too
+    small, ValueError names the smallest that fits.
+
+    Pooling rounds up and the larger of skip and upsampled map is cropped, never resampled, so that both keep the place
+    they were seen at and the label meets the output to the pixel, at odd sizes too.
+    A stride of 2^k leaves out the k finest levels of the decoder.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        width: int = 64,
+        depth: int = 4,
+        padded: bool = True,
+        normalisation: Normalisation = "batch",
+        dropout: float = 0.0,
+        output_stride: int = 1,
+    ) -> None:
+        super().__init__()
+        finest = output_stride.bit_length() - 1
+        if output_stride != 2**finest or finest > depth:
+            raise ValueError(
+                f"network.output_stride: expected a power of 2 up to 2^depth = {2**depth}, found {output_stride}; "
+                f"give network.depth at least {finest}"
+            )
+        self.depth, self.padded, self.stride, self.finest = depth, padded, output_stride, finest
+        self.lost = 0 if padded else LOST
+        self.margin = self.lost // 2 * (2 ** (depth + 1) - 1 + 2**depth - output_stride)
+        widths = [width * 2**level for level in range(depth + 1)]
+        self.encoder = nn.ModuleList(
+            DoubleConvolution(inward, outward, padded, normalisation)
+            for inward, outward in zip([channels, *widths[:-2]], widths[:-1], strict=True)
+        )
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.bottleneck = DoubleConvolution(widths[-2], widths[-1], padded, normalisation)
+        self.dropout = nn.Dropout2d(dropout)
+        levels = range(depth - 1, finest - 1, -1)
+        self.upward = nn.ModuleList(
+            nn.ConvTranspose2d(widths[level + 1], widths[level], kernel_size=4, stride=2, padding=1) for level in levels
+        )
+        self.decoder = nn.ModuleList(
+            DoubleConvolution(2 * widths[level], widths[level], padded, normalisation) for level in levels
+        )
+        self.output = nn.Conv2d(widths[finest], outputs, 3, padding=1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Draw weights that keep the variance of the features (He 2015, as section 3 of the paper asks)."""
+        for module in self.modules():
+            if isinstance(module, nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, std=(4 * module.in_channels) ** -0.5)  # 4 of the 16 taps meet a pixel
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module is self.output else "relu")
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the output for an input of height x width; ValueError where that is too small."""
+        if self.padded:
+            return -(-height // self.stride), -(-width // self.stride)
+        smallest, _ = self.input_size(1, 1)
+        if min(height, width) < smallest:
+            raise ValueError(
+                f"an unpadded U-Net of depth {self.depth} expects images of at least {smallest}x{smallest} pixels, "
+                f"found {height}x{width}; use larger crops (augment.crop), network.padded=true or a smaller "
+                f"network.depth"
+            )
+        return self._output_side(height), self._output_side(width)
+
+    def _output_side(self, side: int) -> int:
+        for _ in range(self.depth):
+            side = (side - self.lost + 1) // 2
+        side -= self.lost
+        for _ in range(self.depth - self.finest):
+            side = 2 * side - self.lost
+        return side
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the smallest input whose output has at least height x width pixels."""
+        return self._input_side(height), self._input_side(width)
+
+    def _input_side(self, side: int) -> int:
+        if self.padded:
+            return (side - 1) * self.stride + 1
+        for _ in range(self.depth - self.finest):
+            side = (side + self.lost + 1) // 2
+        side += self.lost
+        for _ in range(self.depth):
+            side = 2 * side - 1 + self.lost
+        return side
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of the output's classes or channels."""
+        rows, columns = self.output_size(*image.shape[-2:])
+        features = image
+        if self.padded:
+            # Instance and batch statistics need more than one value a channel at the bottleneck.
+            least = 2 ** (self.depth + 1)
+            features = enlarged(image, max(least, image.shape[-2]), max(least, image.shape[-1]))
+        skips = []
+        for block in self.encoder:
+            features = block(features)
+            skips.append(features)
+            features = self.pool(features)
+        features = self.dropout(self.bottleneck(features))
+        for level, (upward, block) in enumerate(zip(self.upward, self.decoder, strict=True)):
+            skip = skips[self.depth - 1 - level]
+            features = block(self._joined(upward(features), skip, level))
+        return self.output(features)[..., :rows, :columns]
+
+    def _joined(self, features: Tensor, skip: Tensor, level: int) -> Tensor:
+        """Join the upsampled map with the skip, both cropped to what they share; level counts from the bottleneck."""
+        # What the double convolutions took off at this and all coarser levels since the skip, in pixels of this level.
+        start = self.lost // 2 * (3 * 2 ** (level + 1) - 4)
+        height = min(features.shape[-2], skip.shape[-2] - start)
+        width = min(features.shape[-1], skip.shape[-1] - start)
+        skip = skip[..., start : start + height, start : start + width]
+        return torch.cat([skip, features[..., :height, :width]], dim=1)

@@ -1,0 +1,35 @@
+"""One reader a layout on disk; each only translates names, ingest decodes and checks."""
+
+from __future__ import annotations
+
+from pipeline.readers import dsb2018, folder_pairs
+from pipeline.readers.layout import RawCase, RawDataset, Reader
+from pipeline.records.raw import RawFolder
+
+READERS = {
+    "dsb2018": Reader(
+        dsb2018.recognises,
+        dsb2018.read,
+        "stage1_train/<ImageId>/images/*.png and stage1_train/<ImageId>/masks/*.png (or stage1_train.zip)",
+    ),
+    "folder_pairs": Reader(
+        folder_pairs.recognises,
+        folder_pairs.read,
+        "images/<name>.png and masks/<name>.png (also labels/ or annotations/), or <name>.png beside <name>_mask.png",
+    ),
+}
+"""Tried in this order where ingest.layout is auto."""
+
+__all__ = ["READERS", "RawCase", "RawDataset", "Reader", "layout_of"]
+
+
+def layout_of(raw: RawFolder, wanted: str) -> str:
+    """Name the layout of a raw folder; wanted is auto or a name. Raises ValueError, saying what was found."""
+    names = [wanted] if wanted != "auto" else list(READERS)
+    for name in names:
+        if READERS[name].recognises(raw):
+            return name
+    files = raw.files()
+    found = f"{len(files)} files ({', '.join(files[:5])}{', ...' if len(files) > 5 else ''})" if files else "no files"
+    expected = "".join(f"\n  {name}: {READERS[name].looks_like}" for name in names)
+    raise ValueError(f"{raw.folder}: found {found}, which is none of the expected layouts:{expected}")

@@ -1,0 +1,226 @@
+"""From one raw case to its pixels: every file is decoded, and every fault is found before any is told.
+
+Two passes. `check_case` reads one case. What the values of label rasters mean and how deep images are scaled is decided
+over the whole data set, so a case that depends on it is read again, by `finish_case`, once all were checked.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from pipeline.config import IngestSettings
+from pipeline.labels import (
+    Label,
+    Meaning,
+    ValueSurvey,
+    check_size,
+    difference,
+    from_object_masks,
+    from_raster,
+    from_runs,
+    integers,
+    survey,
+)
+from pipeline.readers.layout import RawCase
+from pipeline.records.decode import bit_depth, decode, to_plane, to_rgb
+from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
+from pipeline.records.raw import RawFolder
+
+
+@dataclass
+class Checked:
+    """What is known of one case.
+
+    shape: height and width. image: (height, width, 3) uint8 RGB; label: where the case has one. Both stay None where
+    there are faults, and where they wait for the whole data set. bits: depth of an image of more than 8 bits a channel;
+    survey: values of a label raster; objects: how many the label has, its pixels dropped or not.
+    """
+
+    case: RawCase
+    shape: tuple[int, int] | None = None
+    image: np.ndarray | None = None
+    label: Label | None = None
+    bits: int | None = None
+    survey: ValueSurvey | None = None
+    objects: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the pixels can only be made when the whole data set was seen."""
+        return self.bits is not None or self.survey is not None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Its remarks as lines of findings.csv."""
+        return [remark.on(self.case.case_id) for remark in self.remarks]
+
+    def drop_pixels(self) -> None:
+        """Forget the pixels once they are written, so that memory holds a few cases at a time."""
+        self.image = self.label = None
+
+    def note(self, file: str, error: FaultyFile) -> None:
+        """Keep a fault of one file."""
+        self.faults.append(error.at(self.case.case_id, file))
+
+
+def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Checked:
+    """Read image and label of one case; what is wrong with them stands in its faults."""
+    checked = Checked(case)
+    try:
+        decoded = decode(case.image, raw.read(case.image), "image")
+        checked.shape = (decoded.pixels.shape[0], decoded.pixels.shape[1])
+        if decoded.pixels.dtype.kind in "ui" and decoded.pixels.dtype != np.uint8:
+            checked.bits = bit_depth(decoded.pixels)
+        image, remarks = to_rgb(decoded)
+        checked.remarks += remarks
+    except FaultyFile as fault:
+        checked.note(case.image, fault)
+    label = _check_label(raw, checked, settings) if case.labelled else None
+    if not checked.faults and not checked.waits:
+        checked.image, checked.label = image, label
+        checked.objects = label.count if label else 0
+    return checked
+
+
+def finish_case(raw: RawFolder, case: RawCase, settings: IngestSettings, meaning: Meaning | None, bits: int) -> Checked:
+    """Read a case that waited, and had no faults, under what was decided over the whole data set."""
+    decoded = decode(case.image, raw.read(case.image), "image")
+    checked = Checked(case, (decoded.pixels.shape[0], decoded.pixels.shape[1]))
+    checked.image, remarks = to_rgb(decoded, bits)
+    checked.remarks += remarks
+    if case.raster is not None and meaning is not None:
+        plane, remarks = _plane(raw, case.raster)
+        checked.label = from_raster(plane, meaning, settings.threshold)
+        checked.remarks += [*remarks, *checked.label.remarks]
+    elif case.labelled:
+        checked.label = _check_label(raw, checked, settings)
+    checked.objects = checked.label.count if checked.label else 0
+    return checked
+
+
+def _check_label(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Label | None:
+    """The label of a case, or None where it waits (a raster) or has faults, which are noted."""
+    case = checked.case
+    if case.raster is None:
+        return _objects(raw, checked, settings)
+    try:
+        plane, _ = _plane(raw, case.raster)
+        if checked.shape:
+            check_size(plane.shape, checked.shape)
+        checked.survey = survey(plane)
+    except FaultyFile as fault:
+        checked.note(case.raster, fault)
+    return None
+
+
+def _plane(raw: RawFolder, name: str) -> tuple[np.ndarray, list[Remark]]:
+    plane, remarks = to_plane(decode(name, raw.read(name), "label"))
+    whole, more = integers(plane)
+    return whole, [*remarks, *more]
+
+
+def _objects(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Label | None:
+    """Join object masks or run-length rows, whichever is believed, and compare the two where both are there."""
+    case, shape = checked.case, checked.shape
+    filled = tuple(row for row in case.runs or () if row)
+    said_empty = case.runs is not None and not filled
+    sources: dict[str, tuple[Label | None, list[Fault]]] = {}
+    if case.masks:
+        sources["masks"] = _of_masks(raw, case, shape, settings.threshold)
+    if case.runs is not None and shape:
+        sources["runs"] = _of_runs(case, filled, shape)
+    believed: str = settings.label_source
+    if believed not in sources and believed == "masks":
+        if filled:
+            believed = "runs"
+            detail = f"{len(filled)} object(s) taken from run-length rows"
+            checked.remarks.append(Remark("repaired", "missing mask", detail))
+        elif said_empty or settings.allow_empty:
+            return Label(np.zeros(shape, np.uint16), 0) if shape else None
+    if believed not in sources:
+        if shape or believed == "masks":
+            checked.note(_mask_folder(case), _missing(believed))
+        return None
+    label, faults = sources.pop(believed)
+    checked.faults += faults
+    if label is None:
+        return None
+    checked.remarks += label.remarks
+    if not label.count and not said_empty and not settings.allow_empty:
+        checked.note(_mask_folder(case), _missing(believed))
+    checked.remarks += _compared(label, believed, sources)
+    return label
+
+
+def _of_masks(
+    raw: RawFolder, case: RawCase, shape: tuple[int, int] | None, threshold: int
+) -> tuple[Label | None, list[Fault]]:
+    """One mask a time; every mask that cannot be used is a fault. Without a shape only the files are tried."""
+    faults: list[Fault] = []
+    remarks: dict[tuple[str, str], list[Remark]] = defaultdict(list)
+
+    def sound() -> Iterator[tuple[str, np.ndarray]]:
+        for name in case.masks:
+            try:
+                plane, found = to_plane(decode(name, raw.read(name), "label"))
+                if shape:
+                    check_size(plane.shape, shape)
+                for remark in found:
+                    remarks[remark.action, remark.fault].append(remark)
+                yield PurePosixPath(name).name, plane
+            except FaultyFile as fault:
+                faults.append(fault.at(case.case_id, name))
+
+    if shape is None:
+        for _ in sound():
+            continue
+        return None, faults
+    try:
+        label = from_object_masks(sound(), shape, threshold)
+    except FaultyFile as fault:
+        faults.append(fault.at(case.case_id, _mask_folder(case)))
+    if faults:
+        return None, faults
+    more = tuple(
+        replace(first, detail=f"{first.detail} ({1 + len(rest)} mask(s))") for first, *rest in remarks.values()
+    )
+    return replace(label, remarks=(*label.remarks, *more)), []
+
+
+def _of_runs(case: RawCase, rows: tuple[str, ...], shape: tuple[int, int]) -> tuple[Label | None, list[Fault]]:
+    try:
+        return from_runs(rows, shape), []
+    except FaultyFile as fault:
+        return None, [fault.at(case.case_id, "run-length rows")]
+
+
+def _compared(label: Label, believed: str, others: dict[str, tuple[Label | None, list[Fault]]]) -> list[Remark]:
+    remarks = []
+    for name, (other, faults) in others.items():
+        if faults:
+            remarks.append(Remark("noted", f"faulty {name}", f"{len(faults)} fault(s), not needed: {faults[0]}"))
+        elif other is not None and (words := difference(label.raster, other.raster)):
+            remarks.append(Remark("noted", "masks and runs differ", f"{believed} believed; against {name}: {words}"))
+    return remarks
+
+
+def _mask_folder(case: RawCase) -> str:
+    return str(PurePosixPath(case.image).parent.parent / "masks") + "/"
+
+
+def _missing(believed: str) -> FaultyFile:
+    if believed == "runs":
+        return FaultyFile(
+            "missing or empty runs", "rows of the image", "none", "ingest.label_source=masks believes the masks instead"
+        )
+    return FaultyFile(
+        "missing or empty mask", "a mask, or an empty run-length row that says there is no object", "neither",
+        "ingest.allow_empty=true takes such images for empty ones",
+    )  # fmt: skip

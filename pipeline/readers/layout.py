@@ -1,0 +1,156 @@
+"""What a reader gives: one raw case an image, named after files of the raw folder; nothing is decoded yet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from pipeline.config import IngestSettings
+from pipeline.records.case import LabelKind
+from pipeline.records.findings import Fault, Finding
+from pipeline.records.raw import RawFolder
+
+GROUP_COLUMNS = ("case_id", "group", "stratum")
+"""Columns of the file that ingest.group_csv names; stratum may be absent."""
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """One image of the raw folder.
+
+    image, masks, raster: names within the raw folder; masks: one file an object; raster: one file for the whole label.
+    runs: run-length rows, one an object, an empty row meaning no object; None where no file speaks of the image.
+    labelled: whether a label is expected. mpp: microns per pixel.
+    """
+
+    case_id: str
+    image: str
+    labelled: bool
+    masks: tuple[str, ...] = ()
+    raster: str | None = None
+    runs: tuple[str, ...] | None = None
+    group: str | None = None
+    stratum: str | None = None
+    mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """Every case of a raw folder, faults seen from names alone, and the sample submission's name where there is one.
+
+    label_kind: what the layout says its labels are; None leaves it to the values.
+    """
+
+    cases: tuple[RawCase, ...]
+    faults: tuple[Fault, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    sample_submission: str | None = None
+    label_kind: LabelKind | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One layout: how it is recognised, how it is read, and in words what it looks like."""
+
+    recognises: Callable[[RawFolder], bool]
+    read: Callable[[RawFolder, IngestSettings], RawDataset]
+    looks_like: str
+
+
+def root_of(raw: RawFolder, folder: str) -> str | None:
+    """Prefix ("" or ending in a slash) below which a folder of this name lies nearest to the top; None: nowhere.
+
+    Downloads are often unpacked one folder deeper than wanted.
+    """
+    found = {
+        name[: match.start() + len(match[1])]
+        for name in raw.files()
+        if (match := re.search(rf"(^|/){re.escape(folder)}/", name))
+    }
+    return min(found, key=lambda prefix: (prefix.count("/"), prefix), default=None)
+
+
+def read_table(raw: RawFolder, name: str, columns: Iterable[str]) -> list[dict[str, str]]:
+    """Read a CSV of the raw folder. Raises ValueError where columns are missing or the text is no CSV in UTF-8."""
+    try:
+        return table_of(raw.read(name).decode("utf-8-sig"), raw.origin(name), columns)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{raw.origin(name)}: expected CSV in UTF-8, found {error}") from error
+
+
+def table_of(text: str, source: str, columns: Iterable[str]) -> list[dict[str, str]]:
+    """Parse CSV text into rows. Raises ValueError naming missing columns and rows of another length."""
+    csv.field_size_limit(1 << 30)  # run-length rows of large images exceed the default of 131,072 letters
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    header = [(column or "").strip() for column in reader.fieldnames or []]
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise ValueError(
+            f"{source}: expected the columns {', '.join(columns)}, found {', '.join(header) or 'an empty file'}"
+        )
+    reader.fieldnames = header
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"{source}, line {reader.line_num}: expected {len(header)} cells, found another number")
+        rows.append({column: cell.strip() for column, cell in row.items()})
+    return rows
+
+
+def with_groups(dataset: RawDataset, raw: RawFolder, settings: IngestSettings) -> RawDataset:
+    """Give cases the groups (and strata) of ingest.group_csv or ingest.group_pattern; faults where a case gets none."""
+    if settings.group_csv is None and settings.group_pattern is None:
+        return dataset
+    if settings.group_csv is not None and settings.group_pattern is not None:
+        raise ValueError("ingest.group_csv and ingest.group_pattern: expected one of the two, found both; drop one")
+    cases, faults = list(dataset.cases), list(dataset.faults)
+    findings = list(dataset.findings)
+    if settings.group_csv is not None:
+        source, rows = _group_rows(raw, settings)
+        table = {row["case_id"]: row for row in rows}
+        repeated = sorted(case_id for case_id, count in Counter(row["case_id"] for row in rows).items() if count > 1)
+        if repeated:
+            raise ValueError(f"{source}: expected each case_id once, found several times {', '.join(repeated[:10])}")
+        cases = [
+            replace(
+                case,
+                group=table.get(case.case_id, {}).get("group") or None,
+                stratum=table.get(case.case_id, {}).get("stratum") or case.stratum,
+            )
+            for case in cases
+        ]
+        unknown = len(table.keys() - {case.case_id for case in cases})
+        if unknown:
+            findings.append(Finding("", "noted", "group without case", f"{source}: {unknown} case ids have no image"))
+        expected, advice = "a group", "add the case to the file"
+    else:
+        source = f"ingest.group_pattern {settings.group_pattern!r}"
+        pattern = re.compile(str(settings.group_pattern))
+        matches = {case.case_id: pattern.search(case.case_id) for case in cases}
+        cases = [replace(case, group=match[1] if (match := matches[case.case_id]) else None) for case in cases]
+        expected, advice = "a case id that it matches", "widen the pattern"
+    faults += [
+        Fault(case.case_id, "no group", source, expected, "none", advice)
+        for case in cases
+        if case.labelled and not case.group
+    ]
+    return replace(dataset, cases=tuple(cases), faults=tuple(faults), findings=tuple(findings))
+
+
+def _group_rows(raw: RawFolder, settings: IngestSettings) -> tuple[str, list[dict[str, str]]]:
+    file = settings.group_csv
+    assert file is not None
+    name = PurePosixPath(file.as_posix()).as_posix()
+    if name in raw:
+        return name, read_table(raw, name, GROUP_COLUMNS[:2])
+    if file.is_file():
+        return str(file), table_of(file.read_text(encoding="utf-8-sig"), str(file), GROUP_COLUMNS[:2])
+    raise ValueError(
+        f"ingest.group_csv={file}: expected a CSV with the columns case_id and group, "
+        f"found neither {raw.folder / file} nor {file}"
+    )

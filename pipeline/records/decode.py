@@ -1,0 +1,258 @@
+"""From the bytes of one raw file to pixels: PNG, JPEG, TIFF and BMP, whatever the suffix says.
+
+PNG of 8 and 16 bits goes through OpenCV, the rest through Pillow, and what Pillow cannot hold (16-bit colour TIFF)
+through OpenCV again. A file that ends early is refused, never completed with grey.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.records.findings import FaultyFile, Remark
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+"""File names that are taken for images."""
+MAXIMUM_PIXELS = 178_956_970
+"""Largest image that is decoded whole (Pillow's own bound against decompression bombs); whole slides are larger."""
+
+_FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+}
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),
+    (b"MM\x00+", "TIFF"),
+    (b"BM", "BMP"),
+)
+_PALETTE = 3
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258
+_BITS = (8, 10, 12, 14, 16)
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_FETCH_AGAIN = "fetch the file again"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels as the file holds them.
+
+    pixels: (height, width) or (height, width, 3 or 4) in the order RGB(A); uint8, uint16, int32 or float32.
+    remarks: what had to be done to get them.
+    """
+
+    pixels: np.ndarray
+    remarks: tuple[Remark, ...] = ()
+
+
+def decode(name: str, content: bytes, role: Literal["image", "label"]) -> Decoded:
+    """Decode one file; a palette gives its colours for an image and its indices for a label.
+
+    An orientation in the file's EXIF data is applied, as viewers do, and remarked on; so is a suffix of another format.
+    Raises FaultyFile where the bytes are no such image, end early, hold several pages or too many pixels.
+    """
+    found = next((kind for magic, kind in _MAGIC if content.startswith(magic)), None)
+    if found is None:
+        raise FaultyFile("wrong file type", "a PNG, JPEG, TIFF or BMP image", _in_words(content), _FETCH_AGAIN)
+    remarks = []
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in _FORMATS[found]:
+        remarks.append(Remark("noted", "other file type", f"{name} is really a {found} file and was read as one"))
+    if found == "PNG" and (pixels := _plain_png(content)) is not None:
+        return Decoded(pixels, tuple(remarks))
+    pixels, more = _with_pillow(name, content, found, role)
+    return Decoded(pixels, (*remarks, *more))
+
+
+def bit_depth(pixels: np.ndarray) -> int:
+    """Fewest bits, of 8, 10, 12, 14 and 16, that hold an integer image's largest value; 8 for other dtypes."""
+    if pixels.dtype.kind not in "ui":
+        return 8
+    largest = int(pixels.max(initial=0))
+    return next((bits for bits in _BITS if largest < 1 << bits), 16)
+
+
+def to_rgb(decoded: Decoded, bits: int = 16) -> tuple[np.ndarray, list[Remark]]:
+    """Turn any decoded image into (height, width, 3) uint8 RGB.
+
+    Grey becomes three equal channels and opaque alpha is dropped, without a remark. Remarked on: alpha that is not
+    opaque is composited over white; more than 8 bits are scaled so that 2**bits - 1 becomes 255 (bits is the depth of
+    the whole data set, so that all images are scaled alike); floats of 0..1 become 0..255.
+    Raises FaultyFile for other floats, negative values and channel counts.
+    """
+    pixels, remarks = decoded.pixels, list(decoded.remarks)
+    if pixels.dtype == np.float32:
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0.0 and pixels.max() <= 1.0):
+            raise FaultyFile("unknown range of values", "floats of 0..1", _range(pixels), "save the image with 8 bits")
+        pixels = np.rint(pixels * 255.0).astype(np.uint8)
+        remarks.append(Remark("repaired", "float image", "values of 0..1 became 0..255"))
+    elif pixels.dtype != np.uint8:
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise FaultyFile("unknown range of values", "0..65535", _range(pixels), "save the image with 8 or 16 bits")
+        top = (1 << bits) - 1
+        pixels = np.clip(np.rint(pixels * (255.0 / top)), 0, 255).astype(np.uint8)
+        remarks.append(Remark("repaired", "deep image", f"values of 0..{top} became 0..255"))
+    if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), remarks
+    if pixels.shape[2] == 4:
+        alpha = pixels[..., 3]
+        if alpha.min() < 255:
+            cover = alpha[..., np.newaxis].astype(np.float32) / 255.0
+            pixels = np.rint(pixels[..., :3] * cover + 255.0 * (1.0 - cover)).astype(np.uint8)
+            share = float((alpha < 255).mean())
+            remarks.append(
+                Remark("repaired", "transparent image", f"composited over white ({share:.1%} of the pixels)")
+            )
+        pixels = pixels[..., :3]
+    if pixels.shape[2] != 3:
+        raise FaultyFile(
+            "unknown channels", "grey, RGB or RGBA", f"{pixels.shape[2]} channels", "save the image as RGB"
+        )
+    return np.ascontiguousarray(pixels), remarks
+
+
+def to_plane(decoded: Decoded) -> tuple[np.ndarray, list[Remark]]:
+    """Turn a decoded label or mask into one plane: (height, width), dtype as in the file.
+
+    Equal colour channels become one; alpha is dropped, with a remark where it is not opaque. Raises FaultyFile for
+    colours (what each means is not known) and for a mask that lies in the alpha channel.
+    """
+    pixels, remarks = decoded.pixels, list(decoded.remarks)
+    if pixels.ndim == 2:
+        return pixels, remarks
+    plane = np.ascontiguousarray(pixels[..., 0])
+    if any(not np.array_equal(plane, pixels[..., channel]) for channel in range(1, min(3, pixels.shape[2]))):
+        flat = pixels[..., :3].reshape(-1, 3)
+        colours = len(np.unique(flat[:: max(1, len(flat) // 100_000)], axis=0))
+        raise FaultyFile(
+            "colour mask", "one plane, equal channels or a palette", f"at least {colours} colours in RGB",
+            "save class or object ids as one plane",
+        )  # fmt: skip
+    if pixels.shape[2] == 4:
+        alpha = pixels[..., 3]
+        if alpha.min() != alpha.max():
+            if plane.min() == plane.max():
+                raise FaultyFile(
+                    "colour mask", "the mask in the grey values", "one grey value and the shape in the alpha channel",
+                    "save the alpha channel as the mask",
+                )  # fmt: skip
+            remarks.append(Remark("repaired", "transparent mask", "the alpha channel was dropped"))
+    return plane, remarks
+
+
+def _plain_png(content: bytes) -> np.ndarray | None:
+    """Decode PNG of 8 or 16 bits without a palette; None where it is another kind."""
+    if len(content) < 33 or b"IEND" not in content[-1024:]:
+        raise FaultyFile("truncated file", "a whole PNG", f"{len(content):,} bytes without its end", _FETCH_AGAIN)
+    width, height, depth, colour = struct.unpack(">IIBB", content[16:26])
+    _check_size(width, height)
+    if depth < 8 or colour == _PALETTE:
+        return None
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise FaultyFile("damaged file", "a whole PNG", "damaged image data", _FETCH_AGAIN)
+    return _red_first(pixels)
+
+
+def _with_pillow(
+    name: str, content: bytes, found: str, role: Literal["image", "label"]
+) -> tuple[np.ndarray, list[Remark]]:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            _check_size(*image.size)
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1:
+                raise FaultyFile("several pages", "one page", str(pages), "save each page as a file of its own")
+            if max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8 and image.mode in ("RGB", "RGBA"):
+                # Pillow would keep the high byte of each channel and say nothing.
+                return _with_opencv(content, found), []
+            turned = image.getexif().get(_ORIENTATION, 1)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            pixels, remarks = _from_pillow(upright, role)
+    except Image.UnidentifiedImageError:
+        return _with_opencv(content, found), []
+    except FaultyFile:
+        raise
+    except _BROKEN as error:
+        raise FaultyFile("truncated or damaged file", f"a whole {found}", str(error), _FETCH_AGAIN) from error
+    if turned != 1:
+        remarks.append(
+            Remark("repaired", "orientation", f"{name}: turned upright as its EXIF orientation {turned} says")
+        )
+    return pixels, remarks
+
+
+def _from_pillow(image: Image.Image, role: Literal["image", "label"]) -> tuple[np.ndarray, list[Remark]]:
+    mode = image.mode
+    if mode == "P":
+        if role == "label":
+            return np.array(image), []
+        return np.array(image.convert("RGBA" if "transparency" in image.info else "RGB")), []
+    if mode == "1":
+        return np.array(image.convert("L")), []
+    if mode in ("L", "RGB", "RGBA"):
+        return np.array(image), []
+    if mode == "LA":
+        return np.array(image.convert("RGBA")), []
+    if mode.startswith("I;16"):
+        return np.array(image).astype(np.uint16), []
+    if mode in ("I", "F"):
+        return np.array(image), []
+    if mode in ("CMYK", "YCbCr", "LAB", "HSV") and role == "image":
+        return np.array(image.convert("RGB")), [Remark("repaired", "colour space", f"{mode} became RGB")]
+    raise FaultyFile("unknown channels", "grey, RGB, RGBA or a palette", f"mode {mode}", "save the file as 8-bit PNG")
+
+
+def _with_opencv(content: bytes, found: str) -> np.ndarray:
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise FaultyFile("truncated or damaged file", f"a whole {found}", "bytes that no decoder reads", _FETCH_AGAIN)
+    _check_size(pixels.shape[1], pixels.shape[0])
+    return _red_first(pixels)
+
+
+def _red_first(pixels: np.ndarray) -> np.ndarray:
+    if pixels.ndim == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    return pixels
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1 or width * height > MAXIMUM_PIXELS:
+        raise FaultyFile(
+            "impossible size", f"1..{MAXIMUM_PIXELS:,} pixels", f"{width} x {height}", "cut larger images into tiles"
+        )
+
+
+def _range(pixels: np.ndarray) -> str:
+    return f"{pixels.dtype} values of {pixels.min()}..{pixels.max()}"
+
+
+def _in_words(content: bytes) -> str:
+    head = content[:200]
+    if not content:
+        return "an empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer (the file itself was not fetched)"
+    if head.startswith(b"PK\x03\x04"):
+        return "a zip"
+    if head.lstrip().startswith((b"<", b"\xef\xbb\xbf<")):
+        return "a web page or XML"
+    text = head.decode("ascii", errors="replace")
+    if text.replace("\n", " ").replace("\r", " ").replace("\t", " ").isprintable() and "�" not in text:
+        return f"text that begins {text[:30]!r}"
+    return f"bytes that begin {head[:8]!r}"

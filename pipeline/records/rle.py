@@ -1,0 +1,184 @@
+"""The run-length codec of Kaggle's segmentation competitions: pairs `start length`, counted from 1, column by column.
+
+Pixels are numbered down the first column, then down the second, and so on (column-major), starting at 1. Runs rise,
+are positive, do not overlap and stay within height * width. An empty mask is an empty text.
+Source: the evaluation pages of the 2018 Data Science Bowl and of HuBMAP - Hacking the Kidney.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from pipeline.records.case import IGNORED, MAXIMUM_OBJECTS
+
+_BLOCK_PIXELS = 1 << 24
+_LONGEST_NUMBER = 18
+_SHOWN = 5
+
+
+def encode(mask: np.ndarray) -> str:
+    """Encode one mask, e.g. "1 3 10 5"; an empty mask gives "".
+
+    mask: (height, width) bool. Raises ValueError for another shape or dtype.
+    """
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise ValueError(
+            f"run-length encoding: expected a (height, width) bool mask, found {mask.dtype} of shape {mask.shape}; "
+            "give e.g. raster > 0"
+        )
+    starts, lengths, values = _runs(mask)
+    return _text(starts[values], lengths[values])
+
+
+def encode_labels(labels: np.ndarray) -> dict[int, str]:
+    """Encode every object of a label raster straight from the raster, ordered by id.
+
+    labels: (height, width) integer, 0 background; pixels of 65535 (ignored) belong to no object.
+    Returns {object id: its runs}. Raises ValueError for another shape, a dtype that is not integer, or negative ids.
+    """
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"run-length encoding: expected (height, width) integer labels, found {labels.dtype} {labels.shape}"
+        )
+    starts, lengths, values = _runs(labels)
+    if values.size and values.min() < 0:
+        raise ValueError(f"run-length encoding: expected ids of 0 and above, found {values.min()}")
+    kept = np.flatnonzero((values != 0) & (values != IGNORED))
+    kept = kept[np.argsort(values[kept], kind="stable")]
+    if not kept.size:
+        return {}
+    values = values[kept]
+    first = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1, [values.size]))
+    numbers = list(map(str, _pairs(starts[kept], lengths[kept]).tolist()))
+    edges = (2 * first).tolist()
+    ids = values[first[:-1]].tolist()
+    return {ids[index]: " ".join(numbers[edges[index] : edges[index + 1]]) for index in range(len(ids))}
+
+
+def decode(text: str, height: int, width: int) -> np.ndarray:
+    """Decode one mask: (height, width) bool.
+
+    Raises ValueError, saying what was found, for an odd count, anything but whole numbers, numbers below 1, runs
+    beyond height * width, runs that fall or overlap. Runs that merely touch are taken.
+    """
+    starts, lengths = read_runs(text, height, width)
+    # Steps up and down, summed: two bytes a pixel, however much of a slide is covered.
+    steps = np.zeros(height * width + 1, np.int8)
+    steps[starts] += 1
+    steps[starts + lengths] -= 1
+    flat = np.cumsum(steps[:-1], dtype=np.int8).view(np.bool_)
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def decode_labels(rows: Iterable[str] | Mapping[int, str], height: int, width: int) -> np.ndarray:
+    """Decode several objects of one image into one raster: (height, width) uint16, 0 background.
+
+    rows: the objects' runs, numbered 1, 2, ... in their order (an empty row keeps its number and has no pixels), or
+    {object id: runs} as encode_labels gives. Raises ValueError listing every faulty row, pixels that two objects
+    claim, ids outside 1..65534.
+    """
+    named = dict(rows) if isinstance(rows, Mapping) else dict(enumerate(rows, start=1))
+    faults = [f"id {name}: expected 1..{MAXIMUM_OBJECTS}" for name in named if not 1 <= name <= MAXIMUM_OBJECTS]
+    parsed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for name, text in named.items():
+        try:
+            parsed[name] = read_runs(text, height, width)
+        except ValueError as error:
+            faults.append(f"object {name}: {error}")
+    if not faults and parsed:
+        starts = np.concatenate([runs[0] for runs in parsed.values()])
+        lengths = np.concatenate([runs[1] for runs in parsed.values()])
+        owners = np.repeat(list(parsed), [runs[0].size for runs in parsed.values()])
+        faults = _overlaps(starts, lengths, owners, height)
+    if faults:
+        more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+        raise ValueError("run-length rows: " + "; ".join([*faults[:_SHOWN], *more]))
+    flat = np.zeros(height * width, np.uint16)
+    if parsed:
+        flat[run_pixels(starts, lengths)] = np.repeat(owners, lengths).astype(np.uint16)
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def read_runs(text: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read one text's runs without unrolling them: starts (counted from 0, column-major) and lengths, int64.
+
+    Raises ValueError as decode does.
+    """
+    tokens = text.split()
+    strange = [token for token in tokens if not (token.isascii() and token.isdigit() and len(token) <= _LONGEST_NUMBER)]
+    if strange:
+        raise ValueError(f"expected whole numbers of 1 and above, found {', '.join(map(repr, strange[:_SHOWN]))}")
+    if len(tokens) % 2:
+        raise ValueError(f"expected pairs of start and length, found an odd count of numbers, {len(tokens)}")
+    numbers = np.array(list(map(int, tokens)), np.int64)
+    starts, lengths = numbers[0::2] - 1, numbers[1::2]
+    for fault, meaning in (
+        ((starts < 0) | (lengths < 1), "expected starts and lengths of 1 and above"),
+        (starts + lengths > height * width, f"expected runs within {height} x {width} = {height * width} pixels"),
+    ):
+        if fault.any():
+            raise ValueError(f"{meaning}, found {_show(starts, lengths, fault)}")
+    back = np.concatenate(([False], starts[1:] < starts[:-1] + lengths[:-1]))
+    if back.any():
+        at = int(np.flatnonzero(back)[0])
+        wrong = "falling" if starts[at] < starts[at - 1] else "overlapping"
+        raise ValueError(
+            f"expected rising runs without overlap, found {wrong} runs: "
+            f"{starts[at - 1] + 1} {lengths[at - 1]} then {starts[at] + 1} {lengths[at]}"
+        )
+    return starts, lengths
+
+
+def run_pixels(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Number all pixels of the runs, in their order: int64, counted from 0, column-major."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+
+
+def _runs(raster: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Starts (from 0), lengths and values of all runs of equal pixels, a block of columns at a time to bound memory."""
+    height, width = raster.shape
+    if not raster.size:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, raster.dtype)
+    columns = max(1, _BLOCK_PIXELS // height)
+    starts, values = [], []
+    for left in range(0, width, columns):
+        flat = raster[:, left : left + columns].ravel(order="F")
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        if not left or flat[0] != raster[-1, left - 1]:
+            changes = np.concatenate(([0], changes))
+        starts.append(changes + left * height)
+        values.append(flat[changes])
+    joined = np.concatenate(starts)
+    return joined, np.diff(joined, append=raster.size), np.concatenate(values)
+
+
+def _pairs(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return np.stack((starts + 1, lengths), axis=1).ravel()
+
+
+def _text(starts: np.ndarray, lengths: np.ndarray) -> str:
+    return " ".join(map(str, _pairs(starts, lengths).tolist()))
+
+
+def _show(starts: np.ndarray, lengths: np.ndarray, fault: np.ndarray) -> str:
+    wrong = np.flatnonzero(fault)[:_SHOWN]
+    return ", ".join(f"'{starts[at] + 1} {lengths[at]}'" for at in wrong)
+
+
+def _overlaps(starts: np.ndarray, lengths: np.ndarray, owners: np.ndarray, height: int) -> list[str]:
+    """One line for each pair of neighbouring runs that share pixels."""
+    order = np.argsort(starts, kind="stable")
+    starts, lengths, owners = starts[order], lengths[order], owners[order]
+    ends = np.maximum.accumulate(starts + lengths)
+    faults = []
+    for at in np.flatnonzero(starts[1:] < ends[:-1]) + 1:
+        # The run that reaches furthest so far is the one that covers this start.
+        covering = int(np.flatnonzero((starts + lengths)[:at] == ends[at - 1])[0])
+        faults.append(
+            f"objects {owners[covering]} and {owners[at]} both claim pixel {starts[at] + 1} "
+            f"(row {starts[at] % height}, column {starts[at] // height})"
+        )
+    return faults

@@ -1,0 +1,249 @@
+"""A competition's submission file: its format, header and ids from the sample file, decoded back before it is kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pipeline.records import rle
+from pipeline.records.case import IGNORED
+from pipeline.records.files import write_text, written_aside
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class SubmissionFormat:
+    """How a competition lays out its rows.
+
+    competition: Kaggle's name. headers: the first lines that mean this format. rows: object (a row each, the image's id
+    repeats, an image without objects has one row with an empty cell) or image (a row each, one binary mask).
+    """
+
+    competition: str
+    headers: tuple[tuple[str, str], ...]
+    rows: Literal["object", "image"]
+
+
+FORMATS = {
+    "dsb2018": SubmissionFormat("data-science-bowl-2018", (("ImageId", "EncodedPixels"),), "object"),
+    "hubmap2020": SubmissionFormat(
+        "hubmap-kidney-segmentation",
+        (("id", "predicted"), ("id", "expected"), ("id", "encoding"), ("img", "pixels")),
+        "image",
+    ),
+}
+"""Known formats. HuBMAP's pages and files show several headers; the sample file's own is what gets written."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the competition's sample submission fixes: header, and every id once, in order."""
+
+    file: Path
+    header: tuple[str, str]
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a kept submission holds."""
+
+    format: str
+    images: int
+    rows: int
+    empty_images: int
+
+
+class LabelFiles(Mapping[str, np.ndarray]):
+    """Label rasters read from `<folder>/<id>.png` when asked for; only the ids given are there."""
+
+    def __init__(self, folder: Path, ids: Iterable[str]):
+        self._files = {name: folder / f"{name}.png" for name in ids}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        from pipeline.records.rasters import read_label
+
+        return read_label(self._files[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, file in self._files.items() if file.exists())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def recognise_format(header: tuple[str, ...]) -> str:
+    """Name the format of a header, a key of FORMATS. Raises ValueError listing the known headers."""
+    for name, entry in FORMATS.items():
+        if header in entry.headers:
+            return name
+    known = "; ".join(f"{','.join(known)} ({name})" for name, entry in FORMATS.items() for known in entry.headers)
+    raise ValueError(
+        f"header {','.join(header)!r}: expected one of {known}; set submit.format to write it all the same"
+    )
+
+
+def read_rows(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Read a CSV as text: the header, and every row as one cell a column.
+
+    Quotes around cells and a byte-order mark are taken off; blank lines are passed over. Raises ValueError for an
+    unreadable or empty file and for rows of another width, naming their lines.
+    """
+    # Python's csv reader stops at cells of 131,072 characters, which the runs of a slide exceed; no cell holds a comma.
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected a CSV file in UTF-8: {error}") from error
+    rows = [
+        (number, tuple(cell.strip().strip('"') for cell in line.split(",")))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not rows:
+        raise ValueError(f"{file}: expected a header and rows, found an empty file")
+    header = rows[0][1]
+    wrong = [f"line {number} has {len(cells)}" for number, cells in rows[1:] if len(cells) != len(header)]
+    if wrong:
+        raise ValueError(f"{file}: expected {len(header)} cells a line ({','.join(header)}), found: {_listed(wrong)}")
+    return header, [cells for _, cells in rows[1:]]
+
+
+def read_sample_file(file: Path) -> Sample:
+    """Read a sample submission. Raises ValueError unless it has two columns and rows, whose ids are not empty.
+
+    An id that repeats on neighbouring rows (a row an object) counts once; elsewhere it is refused.
+    """
+    header, rows = read_rows(file)
+    if len(header) != 2 or not rows:
+        raise ValueError(f"{file}: expected two columns and at least one row, found {len(header)} and {len(rows)}")
+    ids = _in_order(cells[0] for cells in rows)
+    faults = [f"{name!r} comes back after other ids" for name in _repeated(ids)] + ["an empty id"] * ("" in ids)
+    if faults:
+        raise ValueError(f"{file}: expected every id once, found {_listed(faults)}; download the sample file again")
+    return Sample(file, (header[0], header[1]), tuple(ids))
+
+
+def write_submission(
+    file: Path, labels: Mapping[str, np.ndarray], sample: Sample, submission_format: str = "auto"
+) -> Written:
+    """Write a submission with the sample's header, ids and order; it is kept only if check_submission accepts it.
+
+    labels: {id: (height, width) integer labels, 0 background}; each is read twice, so a mapping that reads files keeps
+    memory to one image. dsb2018 takes object ids, hubmap2020 anything above 0. Lines end in a line feed: the same
+    labels give the same bytes. Raises ValueError naming every id that is missing or not in the sample.
+    """
+    name = recognise_format(sample.header) if submission_format == "auto" else submission_format
+    if name not in FORMATS:
+        raise ValueError(f"submit.format: expected auto or one of {', '.join(FORMATS)}, found {name!r}")
+    missing, unknown = sorted(set(sample.ids) - set(labels)), sorted(set(labels) - set(sample.ids))
+    faults = [f"no mask for {_listed(missing)}"] * bool(missing) + [f"not in the sample: {_listed(unknown)}"] * bool(
+        unknown
+    )
+    if faults:
+        raise ValueError(
+            f"{sample.file}: expected one mask for each of its {len(sample.ids)} ids, found {'; '.join(faults)}; "
+            "predict the images of the competition stage that this sample belongs to"
+        )
+    lines, empty = [",".join(sample.header)], 0
+    for image in sample.ids:
+        cells = _cells(labels[image], name)
+        lines += [f"{image},{cell}" for cell in cells]
+        empty += cells == [""]
+    with written_aside(file) as aside:
+        write_text(aside, "\n".join(lines) + "\n")
+        check_submission(aside, sample, labels, name)
+    return Written(name, len(sample.ids), len(lines) - 1, empty)
+
+
+def check_submission(
+    file: Path, sample: Sample, labels: Mapping[str, np.ndarray], submission_format: str = "auto"
+) -> None:
+    """Decode a submission and compare it with the masks, pixel by pixel.
+
+    Raises ValueError listing: another header; ids that are missing, unknown or out of the sample's order; runs that are
+    unsorted, out of bounds or overlap within an image; an empty cell beside other rows; pixels that differ.
+    """
+    name = recognise_format(sample.header) if submission_format == "auto" else submission_format
+    header, rows = read_rows(file)
+    faults = []
+    if header != sample.header:
+        faults.append(f"header {','.join(header)!r} where the sample has {','.join(sample.header)!r}")
+    ids = _in_order(cells[0] for cells in rows)
+    faults += _id_faults(ids, sample.ids)
+    by_image: dict[str, list[str]] = {}
+    for cells in rows:
+        by_image.setdefault(cells[0], []).append(cells[1])
+    for image in sample.ids:
+        if image in by_image and image in labels:
+            faults += [f"{image}: {fault}" for fault in _image_faults(by_image[image], labels[image], name)]
+    if faults:
+        raise ValueError(f"{file}: not a valid submission: {_listed(faults, '; ')}")
+
+
+def _cells(labels: np.ndarray, submission_format: str) -> list[str]:
+    """The run-length cells of one image."""
+    if FORMATS[submission_format].rows == "image":
+        return [rle.encode((labels > 0) & (labels != IGNORED))]
+    return list(rle.encode_labels(labels).values()) or [""]
+
+
+def _image_faults(cells: list[str], labels: np.ndarray, submission_format: str) -> list[str]:
+    if FORMATS[submission_format].rows == "image" and len(cells) != 1:
+        return [f"expected one row, found {len(cells)}"]
+    if "" in cells and len(cells) > 1:
+        return ["an empty cell beside other rows"]
+    try:
+        if FORMATS[submission_format].rows == "image":
+            different = rle.decode(cells[0], *labels.shape) != ((labels > 0) & (labels != IGNORED))
+            return _pixel_faults(different)
+        decoded = rle.decode_labels([cell for cell in cells if cell], *labels.shape)
+    except ValueError as error:
+        return [str(error)]
+    # Rows are numbered from 1 while object ids may have gaps; both rise together.
+    expected = np.where(labels == IGNORED, 0, labels)
+    objects = np.unique(expected[expected > 0])
+    if decoded.max(initial=0) != objects.size:
+        return [f"expected {objects.size} objects, found {decoded.max(initial=0)}"]
+    return _pixel_faults(np.concatenate(([0], objects))[decoded] != expected)
+
+
+def _pixel_faults(different: np.ndarray) -> list[str]:
+    count = int(np.count_nonzero(different))
+    return [f"{count} pixels differ from the mask"] if count else []
+
+
+def _id_faults(ids: list[str], wanted: tuple[str, ...]) -> list[str]:
+    missing, unknown = sorted(set(wanted) - set(ids)), sorted(set(ids) - set(wanted))
+    apart = _repeated(ids)
+    faults = [f"missing ids: {_listed(missing)}"] * bool(missing) + [f"unknown ids: {_listed(unknown)}"] * bool(unknown)
+    faults += [f"ids whose rows stand apart: {_listed(apart)}"] * bool(apart)
+    if not faults and ids != list(wanted):
+        found, expected = next(
+            (found, expected) for found, expected in zip(ids, wanted, strict=True) if found != expected
+        )
+        faults.append(f"ids out of the sample's order from {found!r} on, where {expected!r} was expected")
+    return faults
+
+
+def _in_order(ids: Iterable[str]) -> list[str]:
+    """Ids in order of appearance, neighbouring repeats once."""
+    kept: list[str] = []
+    for name in ids:
+        if not kept or kept[-1] != name:
+            kept.append(name)
+    return kept
+
+
+def _repeated(ids: list[str]) -> list[str]:
+    return sorted(name for name, count in Counter(ids).items() if count > 1)
+
+
+def _listed(items: list[str], separator: str = ", ") -> str:
+    more = f"{separator}and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return separator.join(items[:_SHOWN]) + more

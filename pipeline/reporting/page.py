@@ -1,0 +1,303 @@
+"""The page: one HTML file that holds everything and asks nothing of the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.metrics.summary import MINIMUM_GROUPS, SCORE_COLUMNS
+from pipeline.records.paths import Paths
+from pipeline.records.rasters import read_image
+from pipeline.reporting.cases import Picture, choose_cases, take_picture
+from pipeline.reporting.overlays import ERROR_KINDS, embed_image
+from pipeline.reporting.proof import describe_proof
+from pipeline.reporting.sources import Sources, read_sources, settings_tree
+
+PICTURE_BYTES = 620_000
+"""Bytes for all pictures of cases together, before base64; each gets its share and is reduced until it fits."""
+PICTURE_LIMIT = 80_000
+SHEET_BYTES = 70_000
+
+HEADLINE = ("dice", "iou", "ap", "ap_50", "f1_50", "f1_70", "pq", "aji")
+TITLES = {
+    "dice": "Dice", "iou": "IoU", "ap": "AP", "ap_50": "AP at 0.50", "ap_75": "AP at 0.75", "f1_50": "F1 at 0.50",
+    "f1_70": "F1 at 0.70", "precision_70": "Precision at 0.70", "recall_70": "Recall at 0.70", "pq": "PQ", "sq": "SQ",
+    "rq": "RQ", "aji": "AJI", "dice_pooled": "Dice, pooled", "iou_pooled": "IoU, pooled",
+    "precision_70_pooled": "Precision at 0.70, pooled", "recall_70_pooled": "Recall at 0.70, pooled",
+    "f1_70_pooled": "F1 at 0.70, pooled",
+}  # fmt: skip
+MEANINGS = {
+    **SCORE_COLUMNS,
+    "dice": "2 TP / (2 TP + FP + FN) of foreground pixels; of several classes the mean",
+    "iou": "TP / (TP + FP + FN) of foreground pixels; of several classes the mean",
+    "f1_50": "objects matched at IoU above 0.50, against missed and spurious ones",
+    "f1_70": "objects matched at IoU above 0.70, against missed and spurious ones",
+    "pq": "panoptic quality: mean IoU of the matched objects times F1 at 0.50",
+    "ap": "objects found, mean over IoU above 0.50, 0.55, …, 0.95 (the Data Science Bowl's score)",
+    "ap_50": "TP / (TP + FP + FN) of objects at IoU above 0.50",
+    "ap_75": "TP / (TP + FP + FN) of objects at IoU above 0.75",
+    "dice_pooled": "all pixels of the part counted together",
+    "iou_pooled": "all pixels of the part counted together",
+    "precision_70_pooled": "all objects of the part counted together",
+    "recall_70_pooled": "all objects of the part counted together",
+    "f1_70_pooled": "all objects of the part counted together",
+}
+ERROR_MEANINGS = {
+    "missed": "in the truth, found by no object",
+    "spurious": "predicted where the truth has nothing that matches",
+    "merged": "one prediction over two or more true objects",
+    "split": "one true object under two or more predictions",
+}
+REGION_MEANINGS = {
+    "missed": "foreground of the truth that the prediction lacks",
+    "spurious": "predicted foreground that the truth lacks",
+    "confused": "foreground, of another class than in the truth",
+}
+"""Where labels hold classes; seams thinner than three pixels are not drawn."""
+TABLE_ROWS = 300
+
+
+def build_page(paths: Paths, config: Config) -> str:
+    """Return the report as one HTML text, the same for the same files; it reads and computes no score.
+
+    Raises ValueError where metrics.json or per_case.csv is missing; what else is missing is named on the page.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    sources = read_sources(paths, config)
+    part = sources.metrics.get("part", "test")
+    scores = sources.metrics[part]
+    score = "ap" if _mean(scores, "ap") is not None else "dice"
+    chosen = choose_cases(sources.rows, score, config.report.cases)
+    count = max(1, sum(map(len, chosen.values())))
+    pictures = {
+        kind: [take_picture(row, sources, paths, min(PICTURE_LIMIT, PICTURE_BYTES // count)) for row in rows]
+        for kind, rows in chosen.items()
+    }
+    environment = Environment(
+        loader=PackageLoader("pipeline.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(number=_number, whole=_whole, percent=_percent, words=_words)
+    style, script = _text("page.css"), _text("page.js")
+    return environment.get_template("page.html.jinja").render(
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        config=config,
+        sources=sources,
+        metrics=sources.metrics,
+        part=part,
+        scores=scores,
+        headline=[name for name in HEADLINE if _mean(scores, name) is not None],
+        further=[name for name in scores if name not in HEADLINE and _mean(scores, name) is not None],
+        titles=TITLES,
+        meanings=MEANINGS,
+        objects=score == "ap",
+        score=score,
+        errors=_error_totals(sources.rows),
+        error_meanings=ERROR_MEANINGS,
+        strata=_strata(sources),
+        strata_figures=[Markup(figure) for figure in _strata_figures(sources, part, score)],
+        curves=[Markup(figure) for figure in _curves(sources.history)],
+        pictures=pictures,
+        legend=_legend(pictures, score == "ap"),
+        table=sorted(
+            sources.rows, key=lambda row: (row[score] if row.get(score) is not None else -1.0, row["case_id"])
+        )[:TABLE_ROWS],
+        table_columns=_table_columns(sources.rows),
+        sheets={name: embed_image(read_image(file), SHEET_BYTES)[0] for name, file in sources.sheets.items()},
+        findings=Counter((finding.action, finding.fault) for finding in sources.findings),
+        settings=settings_tree(sources.settings),
+        proof=describe_proof(sources.proof),
+        versions=next((latest.provenance.get("versions", {}) for latest in reversed(sources.manifests.values())), {}),
+        cautions=_cautions(sources, part),
+        few_groups=MINIMUM_GROUPS,
+    )
+
+
+def _mean(scores: dict[str, Any], name: str) -> float | None:
+    entry = scores.get(name)
+    return entry.get("mean") if isinstance(entry, dict) else None
+
+
+def _error_totals(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Add up the errors of all cases; empty where no case has objects."""
+    counted = [row for row in rows if row.get("truth_objects") is not None]
+    return {kind: int(sum(row.get(kind) or 0 for row in counted)) for kind in ERROR_KINDS} if counted else {}
+
+
+def _legend(pictures: dict[str, list[Picture]], objects: bool) -> dict[str, str]:
+    """Name and meaning of each kind of error that the pictures can show, and of ignored regions if there are some."""
+    layers = [picture.layers for row in pictures.values() for picture in row if picture.layers]
+    legend = dict(ERROR_MEANINGS if objects else REGION_MEANINGS)
+    if not any(layer.errors.get("confused") for layer in layers):
+        legend.pop("confused", None)
+    if any(layer.ignored for layer in layers):
+        legend["ignored"] = "left out of every score"
+    return legend
+
+
+def _strata(sources: Sources) -> list[dict[str, Any]]:
+    """One row of the table a stratum: its scores and its errors."""
+    table = []
+    for name, scores in sources.metrics.get("by_stratum", {}).items():
+        rows = [row for row in sources.rows if _same_stratum(row, name)]
+        first: dict[str, Any] = next(iter(scores.values()), {})
+        objects = [row["truth_objects"] for row in rows if row.get("truth_objects") is not None]
+        table.append(
+            {
+                "name": name,
+                "scores": scores,
+                "cases": first.get("cases", len(rows)),
+                "groups": first.get("groups"),
+                "objects": int(sum(objects)) if objects else None,
+                "errors": _error_totals(rows),
+            }
+        )
+    return table
+
+
+def _same_stratum(row: dict[str, Any], name: str) -> bool:
+    return (row.get("stratum") or "unknown") == name
+
+
+def _strata_figures(sources: Sources, part: str, score: str) -> list[str]:
+    from pipeline.reporting.figures import draw_strata
+
+    strata = sources.metrics.get("by_stratum", {})
+    entries = [("all", sources.rows, sources.metrics[part])]
+    if len(strata) > 1:
+        entries += [
+            (name, [row for row in sources.rows if _same_stratum(row, name)], scores) for name, scores in strata.items()
+        ]
+    figures = []
+    for metric in dict.fromkeys(("dice", score)):
+        rows = [
+            (name, [row[metric] for row in cases if row.get(metric) is not None], scores.get(metric) or {})
+            for name, cases, scores in entries
+        ]
+        told = "; ".join(f"{name} {_interval(entry)}" for name, _, entry in rows)
+        title, description = (
+            f"{TITLES[metric]}: every image, mean, 95 % interval",
+            f"{TITLES[metric]} by stratum: {told}",
+        )
+        figures.append(draw_strata(title, rows, description, f"strata-{metric}"))
+    return figures
+
+
+def _curves(history: dict[str, list[float]]) -> list[str]:
+    from pipeline.reporting.figures import draw_curves
+
+    steps = history.get("step", [])
+    if not steps:
+        return []
+    marked = [step for step, best in zip(steps, history.get("best", []), strict=False) if best]
+    best = marked[-1] if marked else None
+    panels: list[tuple[str, str, dict[str, str]]] = [
+        ("loss", "Training loss", {"loss": "loss"}),
+        ("validation", "Validation part", {"validation_dice": "Dice", "validation_iou": "IoU"}),
+        ("rate", "Learning rate", {"learning_rate": "learning rate"}),
+    ]
+    drawn = []
+    for name, title, columns in panels:
+        curves = {label: history[column] for column, label in columns.items() if column in history}
+        if curves:
+            ends = ", ".join(f"{label} from {values[0]:.4g} to {values[-1]:.4g}" for label, values in curves.items())
+            drawn.append(
+                draw_curves(title, steps, curves, best, f"{title} over {steps[-1]:,.0f} steps: {ends}", f"curve-{name}")
+            )
+    return drawn
+
+
+def _table_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    wanted = ("dice", "iou", "ap", "ap_50", "f1_70", "pq", "aji", "truth_objects", "predicted_objects", *ERROR_KINDS)
+    return [name for name in wanted if any(row.get(name) is not None for row in rows)]
+
+
+def _cautions(sources: Sources, part: str) -> list[str]:
+    """Say what limits the figures, as far as the files tell."""
+    metrics, told = sources.metrics, []
+    if (groups := metrics.get("groups")) is not None and groups < MINIMUM_GROUPS:
+        told.append(
+            f"The {part} part has {groups} groups. Below {MINIMUM_GROUPS} there is no interval: "
+            "it would promise too much."
+        )
+    few = [
+        f"{row['name']} ({row['groups']})"
+        for row in _strata(sources)
+        if row["groups"] is not None and row["groups"] < MINIMUM_GROUPS
+    ]
+    if few and len(metrics.get("by_stratum", {})) > 1:
+        told.append(
+            f"Strata with fewer than {MINIMUM_GROUPS} groups have a mean but no interval; "
+            f"read them as examples: {', '.join(few)}."
+        )
+    excluded = len({finding.case_id for finding in sources.findings if finding.action == "excluded"})
+    if excluded:
+        told.append(
+            f"{excluded:,} {'case was' if excluded == 1 else 'cases were'} excluded before the split, "
+            "and no figure counts them."
+        )
+    dirty = [
+        stage
+        for stage, manifest in sources.manifests.items()
+        if str(manifest.provenance.get("commit") or "").endswith("-dirty")
+    ]
+    if dirty:
+        told.append(f"Made from a working copy with changes that no commit holds: {', '.join(dirty)}.")
+    return told
+
+
+def _policy(style: str, script: str) -> str:
+    """Allow this very style, this very script and embedded pictures, and nothing else."""
+
+    def digest(text: str) -> str:
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") + "'"
+
+    return (
+        f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _text(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return "–" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
+
+
+def _whole(value: Any) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _percent(value: Any, digits: int = 0) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    low, high = entry.get("low"), entry.get("high")
+    interval = f" ({_number(low)} to {_number(high)})" if low is not None and high is not None else ""
+    return _number(entry.get("mean")) + interval
+
+
+_SHOWN: dict[type, Callable[[Any], str]] = {
+    bool: lambda value: "yes" if value else "no",
+    int: lambda value: f"{value:,}",
+    float: lambda value: f"{value:.4g}",
+    type(None): lambda _: "–",
+}
+
+
+def _words(value: Any) -> str:
+    """Write a value of a JSON file for a reader."""
+    return _SHOWN.get(type(value), str)(value)

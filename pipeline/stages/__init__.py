@@ -1,0 +1,255 @@
+"""The nine stages, in their one order, and how one is run, skipped, redone or carried on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.config import Config
+from pipeline.records import manifest as manifests
+from pipeline.records.files import file_hash, write_json
+from pipeline.records.paths import Paths
+
+NEVER_CHANGES_A_RESULT = {"compute": ("workers",), "train": ("cache_megabytes", "track"), "submit": ("message",)}
+"""Settings left out of the comparison that decides whether a stage is redone."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what it is for, which earlier stages it needs, which settings it depends on, where it writes.
+
+    owns: names it writes in a folder that it shares; empty where the folder is its own.
+    """
+
+    name: str
+    summary: str
+    reads: str
+    writes: str
+    needs: tuple[str, ...]
+    settings: tuple[str, ...]
+    folder: Callable[[Paths], Path]
+    owns: tuple[str, ...] = ()
+
+    def manifest_file(self, paths: Paths) -> Path:
+        """stage.json in its own folder; <stage>.stage.json in a shared one."""
+        return self.folder(paths) / (f"{self.name}.stage.json" if self.owns else "stage.json")
+
+    def unfinished_file(self, paths: Paths) -> Path:
+        """What an unfinished run was started from; gone when it finished."""
+        return self.folder(paths) / f".{self.name}.unfinished.json"
+
+
+STAGES = (
+    Stage("ingest", "check every raw file and write one record an image", "data/raw/<dataset>/",
+          "data/ingest/<dataset>/", (), ("dataset", "ingest"), lambda paths: paths.ingest),
+    Stage("split", "divide groups into train, validation, test and folds, and prove that nothing leaks",
+          "data/ingest/<dataset>/", "data/split/<dataset>/<name>/", ("ingest",), ("seed", "split"), lambda paths: paths.split),
+    Stage("normalise", "bring every image to the stain of one reference, fitted on training cases",
+          "data/ingest/<dataset>/, split.csv", "data/normalise/<dataset>/<method>/", ("ingest", "split"), ("normalise",),
+          lambda paths: paths.normalise),
+    Stage("augment", "show what training will see, and write copies where asked", "training images and labels",
+          "data/augment/<dataset>/<recipe>/", ("ingest", "split", "normalise"), ("seed", "augment"), lambda paths: paths.augment),
+    Stage("train", "train the network and tune thresholds on the validation part", "images, labels, split.csv",
+          "data/train/<run>/", ("ingest", "split", "normalise", "augment"), ("seed", "train", "augment", "predict", "compute"),
+          lambda paths: paths.train),
+    Stage("predict", "write a probability map for every test and unlabelled case", "data/train/<run>/, images",
+          "data/predict/<run>/", ("ingest", "split", "normalise", "train"), ("predict", "compute"), lambda paths: paths.predict),
+    Stage("evaluate", "turn probability maps into masks and score the test part", "data/predict/<run>/, thresholds.json, labels",
+          "reports/<run>/ metrics.json, per_case.csv, masks/", ("ingest", "split", "train", "predict"), ("evaluate", "seed"),
+          lambda paths: paths.reports, ("metrics.json", "per_case.csv", "masks")),
+    Stage("report", "lay everything out on one page", "what the other stages wrote", "reports/<run>/ report.html",
+          ("ingest", "split", "normalise", "augment", "train", "evaluate"), ("report",), lambda paths: paths.reports,
+          ("report.html",)),
+    Stage("submit", "write the competition's file and decode it back", "reports/<run>/masks/, sample_submission.csv",
+          "reports/<run>/ submission.csv", ("ingest", "evaluate"), ("submit",), lambda paths: paths.reports,
+          ("submission.csv",)),
+)  # fmt: skip
+"""The order of the stages, written once."""
+
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+class StageNotReady(ValueError):
+    """A stage was asked for whose input is missing or was made from something else."""
+
+
+def needed_for(name: str) -> list[Stage]:
+    """Every stage that must be complete before the named one, in order."""
+    wanted: set[str] = set()
+
+    def gather(stage: Stage) -> None:
+        for need in stage.needs:
+            if need not in wanted:
+                wanted.add(need)
+                gather(BY_NAME[need])
+
+    gather(BY_NAME[name])
+    return [stage for stage in STAGES if stage.name in wanted]
+
+
+def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, force: bool = False) -> None:
+    """Run one stage, and before it all that it needs where asked; print what was done.
+
+    A complete stage made from the same settings and inputs is skipped. One made from others is set aside under a name
+    of its own (and taken back when its settings return), or overwritten under force.
+    Raises StageNotReady where an input is missing and with_needs is off.
+    """
+    for stage in needed_for(name):
+        if with_needs:
+            _run_one(stage, config, paths, force=False)
+        else:
+            _require(stage, config, paths)
+    _run_one(BY_NAME[name], config, paths, force=force)
+
+
+def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
+    """Everything that the stage's result depends on: settings and hashes of inputs."""
+    settings: dict[str, Any] = {}
+    for key in stage.settings:
+        value = getattr(config, key)
+        dumped = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        for left_out in NEVER_CHANGES_A_RESULT.get(key, ()):
+            dumped.pop(left_out)
+        settings[key] = dumped
+    module = importlib.import_module(f"pipeline.stages.{stage.name}")
+    inputs = {_name(path, paths): _digest(path, paths) for path in module.inputs(config, paths)}
+    return {"settings": settings, "inputs": inputs, "stainseg": __version__}
+
+
+def _name(path: Path, paths: Paths) -> str:
+    return path.relative_to(paths.root).as_posix() if path.is_relative_to(paths.root) else str(path)
+
+
+def _digest(path: Path, paths: Paths) -> str:
+    if path.name.endswith("stage.json"):
+        manifest = manifests.read_manifest(path)
+        return manifest.digest if manifest else "absent"
+    if path.is_dir():
+        cache = paths.root / "data" / ".hashes" / f"{_name(path, paths).replace('/', '-')}.json"
+        return manifests.folder_digest(path, cache)
+    return file_hash(path) if path.exists() else "absent"
+
+
+def _state(stage: Stage, config: Config, paths: Paths) -> tuple[manifests.Manifest | None, dict[str, Any], list[str]]:
+    """Return the manifest there is, what the stage would be made from now, and every difference."""
+    manifest = manifests.read_manifest(stage.manifest_file(paths))
+    wanted = made_from(stage, config, paths)
+    if manifest is None:
+        return None, wanted, ["it is not there"]
+    differences = manifests.changes(manifest.made_from, wanted)
+    damaged = manifests.damaged_outputs(stage.folder(paths), manifest)
+    if damaged:
+        differences.append(f"{len(damaged)} of its files are gone or changed ({damaged[0]}{', ...' if len(damaged) > 1 else ''})")
+    return manifest, wanted, differences
+
+
+def _require(stage: Stage, config: Config, paths: Paths) -> None:
+    _, _, differences = _state(stage, config, paths)
+    if differences:
+        raise StageNotReady(
+            f"{stage.folder(paths)}: expected the finished result of stage {stage.name}, found that "
+            f"{'; '.join(differences)}. Make it with `python -m pipeline {stage.name}` and the same settings, "
+            f"or add --with-needs to run all that is needed"
+        )
+
+
+def _run_one(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
+    module = importlib.import_module(f"pipeline.stages.{stage.name}")
+    folder, file = stage.folder(paths), stage.manifest_file(paths)
+    if hasattr(module, "prepare"):
+        module.prepare(config, paths)
+    manifest, wanted, differences = _state(stage, config, paths)
+    if not differences and not force:
+        print(f"{stage.name:<9} nothing to do: {folder} is up to date")
+        return
+    if manifest is not None:
+        print(f"{stage.name:<9} redone: " + ("; ".join(differences) if differences else "asked for with --force"))
+        if force or manifest.made_from == wanted:
+            _clear(stage, paths)
+        else:
+            aside = _set_aside(stage, paths, manifest)
+            print(f"{'':<9} the former result is kept in {aside}")
+            if _take_back(stage, paths, wanted):
+                print(f"{'':<9} the result of exactly these settings was there already: taken back")
+                return
+    elif (aside_before := _aside(stage, paths, manifests.short_name(wanted))).exists() and _take_back(stage, paths, wanted):
+        print(f"{stage.name:<9} taken back from {aside_before}")
+        return
+    unfinished = stage.unfinished_file(paths)
+    if unfinished.exists() and json.loads(unfinished.read_text(encoding="utf-8")) == wanted:
+        print(f"{stage.name:<9} carrying on where it was interrupted")
+    else:
+        _clear(stage, paths)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(unfinished, wanted)
+    started = time.perf_counter()
+    lines = module.run(config, paths)
+    seconds = time.perf_counter() - started
+    outputs = manifests.describe_outputs(folder, manifests.list_outputs(folder, stage.owns))
+    write_json(
+        file,
+        {
+            "stage": stage.name,
+            "made_from": wanted,
+            "outputs": outputs,
+            "provenance": manifests.provenance(config.seed, seconds, paths.root),
+        },
+    )
+    unfinished.unlink()
+    for number, line in enumerate(lines or ["done"]):
+        print(f"{stage.name if number == 0 else '':<9} {line}" + (f"  [{seconds:.1f} s]" if number == 0 else ""))
+
+
+def _aside(stage: Stage, paths: Paths, name: str) -> Path:
+    folder = stage.folder(paths)
+    return folder.with_name(f"{folder.name}~{stage.name + '-' if stage.owns else ''}{name}")
+
+
+def _move(stage: Stage, source: Path, target: Path, names: tuple[str, ...]) -> None:
+    if not stage.owns:
+        source.rename(target)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (source / name).exists():
+            (source / name).replace(target / name)
+
+
+def _set_aside(stage: Stage, paths: Paths, manifest: manifests.Manifest) -> Path:
+    aside = _aside(stage, paths, manifest.short_name)
+    if aside.exists():
+        shutil.rmtree(aside)
+    # The manifest leaves first, so that an interrupted move never looks like a finished stage.
+    _move(stage, stage.folder(paths), aside, (stage.manifest_file(paths).name, *stage.owns))
+    return aside
+
+
+def _take_back(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:
+    aside = _aside(stage, paths, manifests.short_name(wanted))
+    manifest = manifests.read_manifest(aside / stage.manifest_file(paths).name)
+    if manifest is None or manifest.made_from != wanted or manifests.damaged_outputs(aside, manifest):
+        return False
+    _clear(stage, paths)
+    _move(stage, aside, stage.folder(paths), (*stage.owns, stage.manifest_file(paths).name))
+    if stage.owns:
+        shutil.rmtree(aside)
+    return True
+
+
+def _clear(stage: Stage, paths: Paths) -> None:
+    """Remove what the stage wrote, its manifest first."""
+    folder = stage.folder(paths)
+    stage.manifest_file(paths).unlink(missing_ok=True)
+    stage.unfinished_file(paths).unlink(missing_ok=True)
+    for top in [folder / name for name in stage.owns] or [folder]:
+        if top.is_dir():
+            shutil.rmtree(top)
+        else:
+            top.unlink(missing_ok=True)

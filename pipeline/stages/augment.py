@@ -1,0 +1,95 @@
+"""Augment: show what training will see, and write augmented copies where asked.
+
+Reads:  data/ingest/<dataset>/ (images and labels of the training part), data/split/<dataset>/<name>/split.csv,
+        data/normalise/<dataset>/<method>/images/ instead of the ingested images where normalise.method is set
+Writes: data/augment/<dataset>/<recipe>/: contact_sheet.png; copies/images/, copies/labels/ where
+        augment.copies is set
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.records.case import Case
+from pipeline.records.paths import Paths
+from pipeline.records.split import read_parts
+
+SHEET = "contact_sheet.png"
+ROWS = 8
+"""Cases on the contact sheet."""
+
+
+def inputs(config: Config, paths: Paths) -> list[Path]:
+    """Return what decides staleness: the images, the split, the normalised images."""
+    normalised = [paths.normalise / "stage.json"] if config.normalise.method != "none" else []
+    return [paths.ingest / "stage.json", paths.split / "stage.json", *normalised]
+
+
+def run(config: Config, paths: Paths) -> list[str]:
+    """Write the contact sheet, then the copies that are not there yet."""
+    training = read_parts(paths)["train"]
+    if not training:
+        raise ValueError(f"{paths.split_table}: expected cases in the part train, found none; change split.*_share")
+    shown = choose_cases(training, config.seed, ROWS)
+    _write_sheet(shown, config, paths)
+    lines = [f"{len(shown)} training images, augmented, in {paths.augment / SHEET}"]
+    if config.augment.copies:
+        count = _write_copies(training, config, paths)
+        lines.append(f"{count} augmented copies of {len(training)} training images in {paths.augment / 'copies'}")
+    return lines
+
+
+def choose_cases(cases: Sequence[Case], seed: int, count: int) -> list[Case]:
+    """Choose up to count cases at random, every stratum in turn, so that each is shown before one is shown twice."""
+    generator = np.random.default_rng(seed)
+    strata: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.case_id):
+        strata.setdefault(case.stratum or "", []).append(case)
+    drawn = [[members[i] for i in generator.permutation(len(members))[:count]] for _, members in sorted(strata.items())]
+    chosen = [case for turn in zip_longest(*drawn) for case in turn if case is not None]
+    return sorted(chosen[:count], key=lambda case: (case.stratum or "", case.case_id))
+
+
+def _write_sheet(cases: Sequence[Case], config: Config, paths: Paths) -> None:
+    from pipeline.augmentation import SHEET_CROPS, contact_sheet, sample_seed
+    from pipeline.intensity import INTENSITIES
+    from pipeline.records.rasters import write_png
+
+    prepare = INTENSITIES[config.train.intensity]
+    pairs = [(prepare(image), label) for image, label in (_read(case, paths) for case in cases)]
+    seeds = [[sample_seed(config.seed, 0, case.case_id, crop) for crop in range(SHEET_CROPS)] for case in cases]
+    write_png(paths.augment / SHEET, contact_sheet(pairs, config.augment, seeds))
+
+
+def _write_copies(cases: Sequence[Case], config: Config, paths: Paths) -> int:
+    """Write <case_id>_<number>.png twice, image and label, from the stored pixels; return how many there are."""
+    from tqdm import tqdm
+
+    from pipeline.augmentation import Augmentation, sample_seed
+    from pipeline.records.rasters import write_png
+
+    augmentation = Augmentation(config.augment)
+    images, labels = paths.augment / "copies" / "images", paths.augment / "copies" / "labels"
+    for case in tqdm(cases, desc="augment", unit="image", disable=None):
+        names = [f"{case.case_id}_{number:02d}.png" for number in range(config.augment.copies)]
+        if all((labels / name).exists() for name in names):
+            continue
+        image, label = _read(case, paths)
+        for number, name in enumerate(names):
+            crop, crop_label = augmentation(image, label, sample_seed(config.seed, 0, case.case_id, number))
+            write_png(images / name, crop)
+            # Written last: where the label is, the copy is complete.
+            write_png(labels / name, crop_label)
+    return len(cases) * config.augment.copies
+
+
+def _read(case: Case, paths: Paths) -> tuple[np.ndarray, np.ndarray]:
+    from pipeline.records.rasters import read_image, read_label
+
+    assert case.label is not None
+    return read_image(paths.image(case.image)), read_label(paths.ingest / case.label)

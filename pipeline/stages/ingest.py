@@ -1,0 +1,247 @@
+"""Ingest: check every raw file, repair what is safe, refuse the rest by name, and write one record an image.
+
+Reads:  data/raw/<dataset>/ (never changed; zips are read in place)
+Writes: data/ingest/<dataset>/ cases.jsonl, images/, labels/, findings.csv, sample_submission.csv
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.config import Config, IngestSettings
+from pipeline.kaggle import COMPETITIONS
+from pipeline.labels import Meaning, check_values, meaning_of
+from pipeline.readers import READERS, RawCase, RawDataset, layout_of
+from pipeline.readers.check import Checked, check_case, finish_case
+from pipeline.readers.layout import table_of, with_groups
+from pipeline.records.case import Case, LabelKind, write_cases
+from pipeline.records.files import write_bytes
+from pipeline.records.findings import Fault, FaultyFile, Finding, write_findings
+from pipeline.records.paths import Paths
+from pipeline.records.rasters import write_png
+from pipeline.records.raw import RawFolder
+
+_MOST_THREADS = 8
+_SHOWN_FAULTS = 100
+_FORBIDDEN = frozenset('<>:"/\\|?*')
+_LONGEST_NAME = 200
+
+
+def prepare(config: Config, paths: Paths) -> None:
+    """Render the embedded sample where it is asked for. Raises ValueError, saying what to do, without raw files."""
+    if config.dataset == "sample":
+        from pipeline.sample import write_sample
+
+        write_sample(paths.raw)
+    if not paths.raw.is_dir() or not any(paths.raw.iterdir()):
+        raise ValueError(_how_to_get(config, paths))
+
+
+def inputs(config: Config, paths: Paths) -> list[Path]:
+    """The raw folder, and the table of groups where it lies elsewhere."""
+    table = config.ingest.group_csv
+    return [paths.raw, table] if table is not None and table.is_file() else [paths.raw]
+
+
+def run(config: Config, paths: Paths) -> list[str]:
+    """Check every case and write the sound ones. Raises ValueError that lists every fault not excluded."""
+    if not paths.raw.is_dir():
+        raise ValueError(_how_to_get(config, paths))
+    settings = config.ingest
+    with RawFolder(paths.raw) as raw:
+        layout = layout_of(raw, settings.layout)
+        dataset = with_groups(READERS[layout].read(raw, settings), raw, settings)
+        cases, faults, excluded = _wanted(dataset, settings)
+        checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
+        meaning, odd = _meaning(checked, settings)
+        faults = sorted({*faults, *odd, *(fault for one in checked for fault in one.faults)})
+        if faults and not settings.exclude_faulty:
+            raise ValueError(_all_told(faults, len(cases), paths))
+        excluded += [fault.excluded() for fault in faults]
+        left_out = {fault.case_id for fault in faults}
+        sound = [one for one in checked if one.case.case_id not in left_out]
+        if not sound:
+            raise ValueError(f"{paths.raw}: expected at least one case that can be used, found none of {len(cases)}")
+        bits = max((one.bits for one in sound if one.bits is not None), default=8)
+        finished = _each(
+            lambda case: _write(finish_case(raw, case, settings, meaning, bits), paths),
+            [one.case for one in sound if one.waits],
+            "write",
+        )
+        done = [one for one in sound if not one.waits] + finished
+        findings = [*dataset.findings, *excluded, *(finding for one in done for finding in one.findings)]
+        findings += _copy_sample(raw, dataset, paths)
+    kind: LabelKind = "semantic" if meaning is not None and meaning.kind != "objects" else "instance"
+    write_cases(paths.cases, [_record(one, config.dataset, kind) for one in done])
+    write_findings(paths.findings, findings)
+    return _summary(done, findings, layout, meaning)
+
+
+def _each(work: Callable[[RawCase], Checked], cases: Sequence[RawCase], verb: str) -> list[Checked]:
+    """Work on cases in threads (decoding releases the interpreter's lock); results in the cases' order."""
+    if not cases:
+        return []
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        return list(tqdm(pool.map(work, cases), total=len(cases), desc=f"ingest: {verb}", unit="image", disable=None))
+
+
+def _write(checked: Checked, paths: Paths) -> Checked:
+    if checked.image is not None:
+        write_png(paths.ingest / _image_name(checked.case), checked.image)
+    if checked.label is not None:
+        write_png(paths.ingest / _label_name(checked.case), checked.label.raster)
+    checked.drop_pixels()
+    return checked
+
+
+def _image_name(case: RawCase) -> str:
+    return f"images/{case.case_id}.png"
+
+
+def _label_name(case: RawCase) -> str:
+    return f"labels/{case.case_id}.png"
+
+
+def _record(checked: Checked, dataset: str, kind: LabelKind) -> Case:
+    case = checked.case
+    assert checked.shape is not None
+    return Case(
+        case_id=case.case_id,
+        dataset=dataset,
+        image=_image_name(case),
+        label=_label_name(case) if case.labelled else None,
+        label_kind=kind if case.labelled else "none",
+        group=case.group,
+        stratum=case.stratum,
+        height=checked.shape[0],
+        width=checked.shape[1],
+        mpp=case.mpp,
+        source=case.image,
+    )
+
+
+def _wanted(dataset: RawDataset, settings: IngestSettings) -> tuple[list[RawCase], list[Fault], list[Finding]]:
+    """Cases to check, faults seen from names alone, and what ingest.exclude leaves out."""
+    known = {case.case_id for case in dataset.cases} | {fault.case_id for fault in dataset.faults}
+    unknown = [name for name in settings.exclude if name not in known]
+    if unknown:
+        near = {match for name in unknown for match in difflib.get_close_matches(name, known, n=1)}
+        hint = f"; did you mean {', '.join(sorted(near))}?" if near else ""
+        raise ValueError(f"ingest.exclude: expected case ids of the data set, found {', '.join(unknown)}{hint}")
+    left_out = set(settings.exclude)
+    faults = [fault for fault in (*dataset.faults, *_name_faults(dataset.cases)) if fault.case_id not in left_out]
+    unsafe = {fault.case_id for fault in faults if fault.fault in (_UNUSABLE, _REPEATED)}
+    cases = [case for case in dataset.cases if case.case_id not in left_out | unsafe]
+    excluded = [Finding(name, "excluded", "named in ingest.exclude", "not read") for name in sorted(left_out)]
+    return sorted(cases, key=lambda case: case.case_id), faults, excluded
+
+
+_UNUSABLE, _REPEATED = "unusable case id", "repeated case id"
+
+
+def _name_faults(cases: Sequence[RawCase]) -> list[Fault]:
+    """Case ids that cannot be file names everywhere, and those that are one file where case does not count."""
+    faults = []
+    alike: dict[str, list[RawCase]] = {}
+    for case in cases:
+        alike.setdefault(unicodedata.normalize("NFC", case.case_id).casefold(), []).append(case)
+        strange = sorted({letter for letter in case.case_id if letter in _FORBIDDEN or not letter.isprintable()})
+        found = None
+        if strange:
+            found = f"{''.join(strange)!r}"
+        elif not case.case_id or case.case_id != case.case_id.strip(" .") or len(case.case_id.encode()) > _LONGEST_NAME:
+            found = "an empty name, a dot or space at an end, or a very long one"
+        if found:
+            expected = f"a name of up to {_LONGEST_NAME} bytes that every file system takes"
+            faults.append(Fault(case.case_id, _UNUSABLE, case.image, expected, found, "rename the file"))
+    for same in alike.values():
+        if len(same) > 1:
+            expected, found = "names that differ not by capitals alone", ", ".join(case.image for case in same)
+            faults += [Fault(case.case_id, _REPEATED, case.image, expected, found, "rename one") for case in same]
+    return faults
+
+
+def _meaning(checked: Sequence[Checked], settings: IngestSettings) -> tuple[Meaning | None, list[Fault]]:
+    """Decide what label rasters mean, where there are any, and name those that do not fit."""
+    surveyed = [(one, one.survey) for one in checked if one.survey is not None and not one.faults]
+    if not surveyed:
+        return None, []
+    meaning = meaning_of([found for _, found in surveyed], settings.label_kind)
+    faults = []
+    for one, found in surveyed:
+        try:
+            check_values(found, meaning)
+        except FaultyFile as fault:
+            faults.append(fault.at(one.case.case_id, str(one.case.raster)))
+    return meaning, faults
+
+
+def _all_told(faults: Sequence[Fault], number: int, paths: Paths) -> str:
+    ids = list(dict.fromkeys(fault.case_id for fault in faults))
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(fault.fault for fault in faults).most_common())
+    lines = [f"  {fault}" for fault in faults[:_SHOWN_FAULTS]]
+    if len(faults) > _SHOWN_FAULTS:
+        lines.append(f"  and {len(faults) - _SHOWN_FAULTS} more")
+    some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+    return (
+        f"{paths.raw}: {len(faults)} fault(s) in {len(ids)} of {max(number, len(ids))} cases ({kinds}):\n"
+        + "\n".join(lines)
+        + f"\nMend them, or leave the cases out with 'ingest.exclude=[{some}]' or ingest.exclude_faulty=true: "
+        "they are then counted in every report"
+    )
+
+
+def _copy_sample(raw: RawFolder, dataset: RawDataset, paths: Paths) -> list[Finding]:
+    """Copy the competition's sample file, and note where its ids are not those of the unlabelled images."""
+    name = dataset.sample_submission
+    if name is None:
+        return []
+    content = raw.read(name)
+    write_bytes(paths.sample_submission, content)
+    rows = table_of(content.decode("utf-8-sig", errors="replace"), raw.origin(name), ())
+    listed = {next(iter(row.values())) for row in rows}
+    images = {case.case_id for case in dataset.cases if not case.labelled}
+    without_image, without_row = sorted(listed - images), sorted(images - listed)
+    if not without_image and not without_row:
+        return []
+    some = ", ".join((without_image + without_row)[:3])
+    detail = f"{name}: {len(without_image)} id(s) without an image, {len(without_row)} image(s) without a row: {some}"
+    return [Finding("", "noted", "sample submission differs", detail)]
+
+
+def _summary(done: Sequence[Checked], findings: Sequence[Finding], layout: str, meaning: Meaning | None) -> list[str]:
+    labelled = sum(one.case.labelled for one in done)
+    objects = sum(one.objects for one in done)
+    counted = f", {objects:,} objects" if meaning is None or meaning.kind == "objects" else ""
+    actions = Counter(finding.action for finding in set(findings))
+    listed = ", ".join(f"{actions[action]} {action}" for action in ("repaired", "excluded", "noted") if actions[action])
+    lines = [
+        f"ingested {labelled} labelled and {len(done) - labelled} unlabelled images{counted} "
+        f"({listed or 'nothing to list'}; findings.csv)",
+        f"layout {layout}",
+    ]
+    if meaning is not None:
+        read_as = {"white": "foreground", "classes": "class ids", "objects": "object ids"}[meaning.kind]
+        lines[1] += f"; labels read as {read_as} ({meaning.evidence}); where that is wrong, set ingest.label_kind"
+    return lines
+
+
+def _how_to_get(config: Config, paths: Paths) -> str:
+    competition = COMPETITIONS.get(config.dataset)
+    if competition is None:
+        layouts = "".join(f"\n  {reader.looks_like}" for reader in READERS.values())
+        return f"{paths.raw}: expected raw files, found none. Put them there in one of these layouts:{layouts}"
+    return (
+        f"{paths.raw}: expected the files of {competition.name}, found none. Put there {', '.join(competition.files)} "
+        f"(and {', '.join(competition.optional)} where you have them), as Kaggle serves them, zipped or unpacked; "
+        f"or let `make data DATASET={config.dataset}` fetch them with Kaggle's client, or "
+        f"`make data DATASET={config.dataset} FROM=<folder>` take them from a folder"
+    )

@@ -1,0 +1,96 @@
+"""Predict: a probability map for every test and unlabelled case; or, with --images, masks of any images.
+
+Reads:  data/train/<run>/ (settings, model, weights), images of the data set, split.csv
+Writes: data/predict/<run>/<case_id>.tif: one 16-bit plane a channel, 65535 = certain
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config import Config, load_config
+from pipeline.records.paths import Paths
+from pipeline.records.split import read_parts
+
+
+def inputs(config: Config, paths: Paths) -> list[Path]:
+    """Return what decides staleness: the run, the images, the split."""
+    normalised = [paths.normalise / "stage.json"] if config.normalise.method != "none" else []
+    return [paths.train / "stage.json", paths.ingest / "stage.json", paths.split / "stage.json", *normalised]
+
+
+def run(config: Config, paths: Paths) -> list[str]:
+    """Predict what has no map yet."""
+    from tqdm import tqdm
+
+    from pipeline.records.rasters import read_image, write_probabilities
+    from pipeline.trained import open_run
+
+    trained = open_run(paths.train)
+    predict = trained.predictor(config.predict, trained.compute_here(config.compute))
+    parts = read_parts(paths)
+    cases = parts["test"] + parts["unlabelled"]
+    for case in tqdm(cases, desc="predict", unit="image", disable=None):
+        file = paths.predict / f"{case.case_id}.tif"
+        if not file.exists():
+            write_probabilities(file, predict(read_image(paths.image(case.image))))
+    return [f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images, one map each in {paths.predict}"]
+
+
+def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, overrides: Sequence[str] = ()) -> None:
+    """Write <stem>.png (16-bit object ids, or class ids) for an image or a folder of images, with a trained run.
+
+    run: a name below data/train/, or the run's folder; overlay: also <stem>_overlay.png; overrides: settings of predict
+    and compute. Every image that cannot be read is named at the end, after all others were written.
+    Raises ValueError for unreadable images, two images of one stem, or a folder without images.
+    """
+    from tqdm import tqdm
+
+    from pipeline.instances import label_raster
+    from pipeline.records.decode import IMAGE_SUFFIXES, decode_image
+    from pipeline.records.rasters import write_png
+    from pipeline.reporting.overlays import draw_outlines
+    from pipeline.stains import load as load_normaliser
+    from pipeline.trained import STAIN, open_run
+
+    folder = Path(run)
+    trained = open_run(folder if (folder / "model.json").exists() else Path("data/train") / run)
+    settings = load_config(None, [*overrides])
+    asked = {override.partition("=")[0].split(".")[0] for override in overrides}
+    predict = trained.predictor(
+        settings.predict if "predict" in asked else trained.config.predict, trained.compute_here(settings.compute)
+    )
+    thresholds = trained.thresholds()
+    normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
+    files = _images(images, IMAGE_SUFFIXES)
+    faults = []
+    for file in tqdm(files, desc="predict", unit="image", disable=None):
+        try:
+            image = decode_image(file.read_bytes(), str(file))
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        seen = normaliser.transform(image)[0] if normaliser else image
+        raster = label_raster(predict(seen), trained.outputs, thresholds)
+        write_png(out / f"{file.stem}.png", raster)
+        if overlay:
+            write_png(out / f"{file.stem}_overlay.png", draw_outlines(image, raster))
+    print(f"Written: {len(files) - len(faults)} of {len(files)} images to {out}")
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(files)} images could not be read:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def _images(images: Path, suffixes: Sequence[str]) -> list[Path]:
+    if not images.exists():
+        raise ValueError(f"{images}: expected an image or a folder of images, found nothing")
+    files = [images] if images.is_file() else sorted(file for file in images.iterdir() if file.suffix.lower() in suffixes)
+    if not files:
+        raise ValueError(f"{images}: expected images ({', '.join(suffixes)}), found none")
+    stems: dict[str, list[str]] = {}
+    for file in files:
+        stems.setdefault(file.stem, []).append(file.name)
+    clashes = [" and ".join(names) for names in stems.values() if len(names) > 1]
+    if clashes:
+        raise ValueError(f"{images}: expected one image a stem, since masks are named by it, found {'; '.join(clashes)}")
+    return files

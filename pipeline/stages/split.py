@@ -1,0 +1,351 @@
+"""Split: divide groups of cases into train, validation, test and folds, and prove that nothing leaks.
+
+Reads:  data/ingest/<dataset>/ cases.jsonl, images/
+Writes: data/split/<dataset>/<name>/ split.csv, groups.csv, groups.png, proof.json
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Config, SplitSettings
+from pipeline.grouping import MAXIMUM_IMAGES, Join, draw_groups, find_identical, find_joins, join_sets, members_of
+from pipeline.records.case import Case, read_cases
+from pipeline.records.files import write_json, write_text
+from pipeline.records.paths import Paths
+from pipeline.records.rasters import read_image, write_png
+from pipeline.records.split import PARTS
+
+CANDIDATES = 100
+"""Random choices of groups tried for each stratum; the one with the number of cases nearest to the wanted is taken."""
+RANDOM_SPLITS = 100
+"""Ungrouped splits over which the leak is averaged."""
+LEAST_GROUPS = 3
+"""A stratum with fewer groups than there are parts cannot be in each; such strata are divided together."""
+
+
+def inputs(config: Config, paths: Paths) -> list[Path]:
+    """The ingested cases and images, by their manifest."""
+    return [paths.ingest / "stage.json"]
+
+
+def run(config: Config, paths: Paths) -> list[str]:
+    """Find groups, divide them, check the result against the pixels and write all of it."""
+    cases = read_cases(paths.cases)
+    labelled = [case for case in cases if case.label is not None]
+
+    def load(case_id: str) -> np.ndarray:
+        return read_image(files[case_id])
+
+    files = {case.case_id: paths.ingest / case.image for case in cases}
+    dropped: list[str] = []
+    compared = config.split.groups in ("auto", "pixels") or len(cases) <= MAXIMUM_IMAGES
+    joins = find_joins(files, load, dropped.append) if compared else []
+    groups = group_cases(cases, joins, config.split.groups)
+    rows = divide(labelled, groups, config.split, config.seed)
+    proof = prove(rows, cases, groups, joins, load, config)
+    proof["joins"] |= {"dropped": dropped, "compared_pixels": compared}
+
+    write_text(paths.split_table, _table(["case_id", "group", "stratum", "part", "fold"], rows))
+    write_text(paths.split / "groups.csv", _table(_JOIN_COLUMNS, [_join_row(join, groups) for join in joins]))
+    sheet = draw_groups(joins, load, {case.case_id: (case.height, case.width) for case in cases})
+    write_png(paths.split / "groups.png", sheet)
+    write_json(paths.proof, proof)
+    return _lines(proof, paths)
+
+
+# --- Groups -------------------------------------------------------------------------------------------------------
+
+
+def group_cases(cases: Sequence[Case], joins: Iterable[Join], groups: str) -> dict[str, str]:
+    """Map every case id to its group, as split.groups says.
+
+    A group given with the cases keeps its name where it stands alone; groups that pixels join take the first name.
+    Raises ValueError where groups is given and a case has none.
+    """
+    if groups == "none":
+        return {case.case_id: case.case_id for case in cases}
+    if groups == "given":
+        missing = [case.case_id for case in cases if case.group is None and case.label is not None]
+        if missing:
+            raise ValueError(
+                f"split.groups=given: expected a group with every labelled case, found none with {len(missing)} "
+                f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}); "
+                "set ingest.group_csv or ingest.group_pattern, or split.groups=auto"
+            )
+        return {case.case_id: case.group or case.case_id for case in cases}
+    pairs = [(join.first, join.second) for join in joins]
+    given = {case.case_id: case.group for case in cases if case.group is not None} if groups == "auto" else {}
+    first_of: dict[str, str] = {}
+    for case_id, group in sorted(given.items()):
+        pairs.append((first_of.setdefault(group, case_id), case_id))
+    joined = join_sets((case.case_id for case in cases), pairs)
+    names = {
+        name: min((given[m] for m in members if m in given), default=name)
+        for name, members in members_of(joined).items()
+    }
+    return {case_id: names[name] for case_id, name in joined.items()}
+
+
+# --- Dividing -----------------------------------------------------------------------------------------------------
+
+
+def divide(cases: Sequence[Case], groups: dict[str, str], settings: SplitSettings, seed: int) -> list[list[str]]:
+    """Rows of case_id, group, stratum, part and fold (empty for test), ordered by case id.
+
+    The groups of every stratum are drawn by themselves (scikit-learn's train_test_split), first for test, then for
+    validation; of CANDIDATES draws the one with the number of cases nearest to the wanted share is taken. Folds are
+    scikit-learn's StratifiedGroupKFold over what is not test. The order of the cases never matters.
+    Raises ValueError where there are too few groups.
+    """
+    cases = sorted(cases, key=lambda case: case.case_id)
+    sizes = Counter(groups[case.case_id] for case in cases)
+    _check_enough(cases, sizes, settings)
+    strata = _strata_of_groups(cases, groups)
+    test = _draw(sizes, strata, settings.test_share, seed)
+    rest = {group: size for group, size in sizes.items() if group not in test}
+    validation = _draw(rest, strata, settings.validation_share / (1.0 - settings.test_share), seed + 1)
+    remaining = [case for case in cases if groups[case.case_id] not in test]
+    folds = _folds(remaining, groups, strata, settings.folds, seed)
+    rows = []
+    for case in cases:
+        group = groups[case.case_id]
+        part = "test" if group in test else "validation" if group in validation else "train"
+        rows.append([case.case_id, group, case.stratum or "", part, folds.get(case.case_id, "")])
+    return rows
+
+
+def _check_enough(cases: Sequence[Case], sizes: Counter[str], settings: SplitSettings) -> None:
+    held_out = [
+        name for name, share in (("validation", settings.validation_share), ("test", settings.test_share)) if share
+    ]
+    least = max(settings.folds, 1 + (settings.validation_share > 0)) + (settings.test_share > 0)
+    if len(sizes) < least:
+        parts = ", ".join(["train", *held_out])
+        raise ValueError(
+            f"split: expected at least {least} groups for {parts} and {settings.folds} folds, found {len(sizes)} in "
+            f"{len(cases)} labelled cases. Lower split.folds (2 at least), set split.test_share or "
+            "split.validation_share to 0, add cases, or set split.groups=none if the cases are independent"
+        )
+
+
+def _strata_of_groups(cases: Sequence[Case], groups: dict[str, str]) -> dict[str, str]:
+    """Each group's commonest stratum; strata of too few groups are pooled, with the largest where still too few."""
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    for case in cases:
+        votes[groups[case.case_id]][case.stratum or ""] += 1
+    strata = {group: min(count, key=lambda name: (-count[name], name)) for group, count in sorted(votes.items())}
+    frequent = Counter(strata.values())
+    rare = {name for name, count in frequent.items() if count < LEAST_GROUPS}
+    if rare and (pooled := sum(frequent[name] for name in rare)) < LEAST_GROUPS and pooled < len(strata):
+        pool = min(frequent, key=lambda name: (-frequent[name], name))
+    else:
+        pool = "\0pooled"
+    return {group: pool if stratum in rare else stratum for group, stratum in strata.items()}
+
+
+def _draw(sizes: dict[str, int], strata: dict[str, str], share: float, seed: int) -> set[str]:
+    """Draw a share of every stratum's groups: at least one, and never all."""
+    from sklearn.model_selection import train_test_split
+
+    if share == 0.0:
+        return set()
+    drawn: set[str] = set()
+    for number, (_, members) in enumerate(sorted(members_of({group: strata[group] for group in sizes}).items())):
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        if count < 1:
+            continue
+        wanted = share * sum(sizes[group] for group in members)
+        states = np.random.SeedSequence([seed, number]).generate_state(CANDIDATES)
+        candidates = (train_test_split(members, test_size=count, random_state=int(state))[1] for state in states)
+        drawn.update(min(candidates, key=lambda chosen: abs(sum(sizes[group] for group in chosen) - wanted)))
+    return drawn
+
+
+def _folds(
+    cases: Sequence[Case], groups: dict[str, str], strata: dict[str, str], folds: int, seed: int
+) -> dict[str, str]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    names = [groups[case.case_id] for case in cases]
+    sizes = Counter(names).values()
+    found: dict[str, str] = {}
+    if len(sizes) >= folds:
+        known = sorted(set(strata.values()))
+        codes = np.array([known.index(strata[name]) for name in names])
+        counts = np.bincount(codes, minlength=len(known))
+        # Fewer cases than folds cannot be spread over them, and scikit-learn warns of it.
+        codes[counts[codes] < folds] = int(counts.argmax())
+        splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+        for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(cases)), codes, names)):
+            found.update({cases[index].case_id: str(fold) for index in held_out})
+    if len(set(found.values())) < folds:
+        raise ValueError(
+            f"split: expected groups for {folds} folds in what is not test, found {len(sizes)} of {min(sizes)} to "
+            f"{max(sizes)} cases; lower split.folds to {max(2, min(folds - 1, len(sizes)))}, or add cases"
+        )
+    return found
+
+
+# --- Proof --------------------------------------------------------------------------------------------------------
+
+
+def prove(
+    rows: Sequence[Sequence[str]],
+    cases: Sequence[Case],
+    groups: dict[str, str],
+    joins: Sequence[Join],
+    load: Callable[[str], np.ndarray],
+    config: Config,
+) -> dict[str, Any]:
+    """What proof.json holds; every count of a leak is made anew from the rows and from the pixels.
+
+    Raises AssertionError where a group lies in two parts or two folds, which divide rules out.
+    """
+    part = {row[0]: row[3] for row in rows}
+    own = {row[0]: row[1] for row in rows}
+    parts_of, folds_of = ({key: {r[c] for r in rows if r[1] == key} for key in set(own.values())} for c in (3, 4))
+    straddling = sorted(group for group in parts_of if len(parts_of[group]) > 1 or len(folds_of[group]) > 1)
+    assert not straddling, f"groups in two parts or folds: {straddling}"
+    across = [
+        join
+        for join in joins
+        if part.get(join.first, "") != part.get(join.second, "") and {join.first, join.second} <= set(part)
+    ]
+    return {
+        "groups_in_two_parts": straddling,
+        "joins_across_parts": [_join_row(join, groups)[1:] for join in across],
+        "identical_images_across_parts": _identical_across(part, load),
+        "cases": len(rows),
+        "groups": len(parts_of),
+        "group_sizes": {str(size): count for size, count in sorted(Counter(Counter(own.values()).values()).items())},
+        "largest_group": _largest(own),
+        "parts": {name: _describe_part(name, rows, config.split) for name in PARTS},
+        "folds": {
+            fold: {"cases": sum(r[4] == fold for r in rows), "groups": len({r[1] for r in rows if r[4] == fold})}
+            for fold in sorted({r[4] for r in rows} - {""}, key=int)
+        },
+        "strata": _describe_strata(rows),
+        "joins": {"found": dict(sorted(Counter(join.kind for join in joins).items()))},
+        "unlabelled": _describe_unlabelled(cases, groups, part),
+        "ungrouped_split": ungrouped_leak(rows, group_cases(cases, joins, "auto"), config.seed),
+        "settings": {"seed": config.seed, **config.split.model_dump(mode="json")},
+    }
+
+
+def _identical_across(part: dict[str, str], load: Callable[[str], np.ndarray]) -> list[list[str]]:
+    """Pairs of cases in different parts whose pixels are the same in one of eight orientations."""
+    pairs = ((join.first, join.second) for join in find_identical(part, load))
+    return [[first, second] for first, second in pairs if part[first] != part[second]]
+
+
+def _largest(own: dict[str, str]) -> dict[str, Any]:
+    name, size = min(Counter(own.values()).items(), key=lambda entry: (-entry[1], entry[0]))
+    return {"group": name, "cases": size, "share": round(size / len(own), 4)}
+
+
+def _describe_part(name: str, rows: Sequence[Sequence[str]], settings: SplitSettings) -> dict[str, Any]:
+    held_out = {"test": settings.test_share, "validation": settings.validation_share}
+    mine = [row for row in rows if row[3] == name]
+    return {
+        "cases": len(mine),
+        "groups": len({row[1] for row in mine}),
+        "share": round(len(mine) / len(rows), 4),
+        "wanted_share": round(held_out.get(name, 1.0 - sum(held_out.values())), 4),
+    }
+
+
+def _describe_strata(rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+    table = {}
+    for stratum in sorted({row[2] for row in rows}):
+        table[stratum or "(none)"] = {
+            name: {
+                "cases": len(mine := [row for row in rows if row[2] == stratum and row[3] == name]),
+                "groups": len({row[1] for row in mine}),
+                "share_of_part": round(len(mine) / max(1, sum(row[3] == name for row in rows)), 4),
+            }
+            for name in PARTS
+        }
+    return table
+
+
+def _describe_unlabelled(cases: Sequence[Case], groups: dict[str, str], part: dict[str, str]) -> dict[str, Any]:
+    with_label = {groups[case_id] for case_id in part}
+    unlabelled = [case.case_id for case in cases if case.label is None]
+    joined = sorted(case_id for case_id in unlabelled if groups[case_id] in with_label)
+    return {"cases": len(unlabelled), "in_a_labelled_group": len(joined), "case_ids": joined}
+
+
+def ungrouped_leak(rows: Sequence[Sequence[str]], groups: dict[str, str], seed: int) -> dict[str, Any]:
+    """Test cases with a case of their group in train, had the cases been divided at random: mean over RANDOM_SPLITS."""
+    own = np.unique([groups[row[0]] for row in rows], return_inverse=True)[1]
+    counts = Counter(row[3] for row in rows)
+    generator = np.random.default_rng(seed)
+    leaked = []
+    for _ in range(RANDOM_SPLITS):
+        order = generator.permutation(own)
+        test, train = order[: counts["test"]], order[len(rows) - counts["train"] :]
+        leaked.append(int(np.isin(test, train).sum()))
+    return {"test_cases": counts["test"], "leaked": round(float(np.mean(leaked)), 2), "random_splits": RANDOM_SPLITS}
+
+
+def _lines(proof: dict[str, Any], paths: Paths) -> list[str]:
+    parts = ", ".join(
+        f"{name} {proof['parts'][name]['cases']} ({proof['parts'][name]['groups']} groups)" for name in PARTS
+    )
+    largest, leak, unlabelled = proof["largest_group"], proof["ungrouped_split"], proof["unlabelled"]
+    lines = [f"{proof['cases']} cases in {proof['groups']} groups: {parts}"]
+    if leak["test_cases"]:
+        lines.append(
+            f"an ungrouped split would have put {leak['leaked']:.0f} of {leak['test_cases']} test images beside "
+            "an image of the same group"
+        )
+    lines.append(
+        f"largest group: {largest['cases']} cases, {largest['share']:.1%}; "
+        f"joined groups to look at: {paths.split / 'groups.png'}"
+    )
+    if not proof["joins"]["compared_pixels"]:
+        lines.append(f"the pixels of more than {MAXIMUM_IMAGES} images were not compared; the given groups are trusted")
+    if unlabelled["in_a_labelled_group"]:
+        lines.append(
+            f"{unlabelled['in_a_labelled_group']} of {unlabelled['cases']} unlabelled images "
+            "belong to a group with labelled ones"
+        )
+    for name in PARTS:
+        share, wanted = proof["parts"][name]["share"], proof["parts"][name]["wanted_share"]
+        if abs(share - wanted) > 0.05:
+            lines.append(
+                f"warning: {name} holds {share:.0%} of the cases, wanted were {wanted:.0%}: "
+                "too few groups to divide closer"
+            )
+    across = len(proof["joins_across_parts"]) + len(proof["identical_images_across_parts"])
+    if across:
+        lines.append(
+            f"warning: {across} pairs that belong together by their pixels lie in different parts; "
+            "split.groups=auto keeps them together"
+        )
+    return lines
+
+
+# --- Evidence -----------------------------------------------------------------------------------------------------
+
+_JOIN_COLUMNS = ["group", *(column.name for column in fields(Join))]
+
+
+def _join_row(join: Join, groups: dict[str, str]) -> list[Any]:
+    values = {**asdict(join), "mirrored": int(join.mirrored)}
+    return [groups[join.first], *("" if value is None else value for value in values.values())]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

@@ -1,0 +1,97 @@
+"""Train: fit the network, then tune the thresholds on the validation part.
+
+Reads:  data/ingest/<dataset>/ (images, labels), data/split/<dataset>/<name>/split.csv,
+        data/normalise/<dataset>/<method>/ instead of the ingested images where normalise.method is set
+Writes: data/train/<run>/: config.yaml (every automatic choice frozen), model.json, last.pt, best.pt, history.csv,
+        thresholds.json, and stain.json where images were normalised
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import Config
+from pipeline.records.case import Case
+from pipeline.records.files import write_bytes, write_json
+from pipeline.records.paths import Paths
+from pipeline.records.split import read_parts
+
+if TYPE_CHECKING:
+    from pipeline.instances import Thresholds
+    from pipeline.outputs import Outputs
+    from pipeline.tasks.segmentation import Segmentation
+
+
+def inputs(config: Config, paths: Paths) -> list[Path]:
+    """Return what decides staleness: the images, the split, the normalised images."""
+    normalised = [paths.normalise / "stage.json"] if config.normalise.method != "none" else []
+    return [paths.ingest / "stage.json", paths.split / "stage.json", *normalised]
+
+
+def run(config: Config, paths: Paths) -> list[str]:
+    """Train and tune; carries on from the last checkpoint where there is one."""
+    from pipeline import device
+    from pipeline.outputs import Outputs
+    from pipeline.trained import MODEL, STAIN
+    from pipeline.training import fit
+
+    parts = read_parts(paths)
+    for part in ("train", "validation"):
+        if not parts[part]:
+            raise ValueError(f"{paths.split_table}: expected cases in the part {part}, found none; change split.*_share")
+    outputs = Outputs.of(config, parts["train"] + parts["validation"], paths)
+    write_json(paths.train / MODEL, asdict(outputs))
+    if config.normalise.method != "none":
+        write_bytes(paths.train / STAIN, (paths.normalise / STAIN).read_bytes())
+    print(f"train     {len(parts['train'])} training and {len(parts['validation'])} validation images, "
+          f"channels {', '.join(outputs.channels)}; {device.describe(device.freeze(config.compute))}")  # fmt: skip
+    build = partial(_build, paths=paths, outputs=outputs, training=parts["train"], validation=parts["validation"])
+    frozen = fit(build, config, outputs.activation, paths.train)
+    thresholds, score = _tune(paths, parts)
+    return [
+        f"{frozen.train.steps} steps on {len(parts['train'])} images; weights and history in {paths.train}",
+        f"tuned on {len(parts['validation'])} validation images (score {score:.3f}): "
+        + ", ".join(f"{name} {value:g}" for name, value in thresholds.as_dict().items()),
+    ]
+
+
+def _build(
+    config: Config, paths: Paths, outputs: Outputs, training: Sequence[Case], validation: Sequence[Case]
+) -> Segmentation:
+    from pipeline.tasks.segmentation import Segmentation
+
+    return Segmentation(config, paths, outputs, training, validation)
+
+
+def _tune(paths: Paths, parts: dict[str, list[Case]]) -> tuple[Thresholds, float]:
+    """Choose thresholds on the validation part only; the file names every case that took part in a choice."""
+    from tqdm import tqdm
+
+    from pipeline.instances import tune
+    from pipeline.records.rasters import read_image, read_label
+    from pipeline.trained import THRESHOLDS, open_run
+
+    validation = parts["validation"]
+    trained = open_run(paths.train)
+    predict = trained.predictor(trained.config.predict, trained.config.compute)
+    thresholds, score = tune(
+        lambda i: predict(read_image(paths.image(validation[i].image))),
+        lambda i: read_label(paths.ingest / str(validation[i].label)),
+        tqdm(range(len(validation)), desc="tune", unit="image", disable=None),
+        trained.outputs,
+    )
+    write_json(
+        paths.train / THRESHOLDS,
+        {
+            "schema_version": 1,
+            "split": paths.split_name,
+            "chosen_on": {"part": "validation", "cases": [case.case_id for case in validation], "score": round(score, 6)},
+            "trained_on": [case.case_id for case in parts["train"]],
+            "thresholds": thresholds.as_dict(),
+        },
+    )
+    return thresholds, score

@@ -1,0 +1,87 @@
+"""A trained run's folder, which rebuilds itself: settings, network, weights, thresholds; no config file needed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import device
+from pipeline.config import ComputeSettings, Config, PredictSettings
+from pipeline.inference import Predictor
+from pipeline.instances import Thresholds
+from pipeline.networks import build_network
+from pipeline.outputs import Outputs
+
+BEST, FROZEN, MODEL, THRESHOLDS, STAIN = "best.pt", "config.yaml", "model.json", "thresholds.json", "stain.json"
+IMAGE_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What stands in data/train/<run>/; config is frozen: every automatic choice replaced by what was taken."""
+
+    folder: Path
+    config: Config
+    outputs: Outputs
+
+    def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> Predictor:
+        """Load the best weights, weights only, onto a device.
+
+        Raises ValueError where the run has no weights yet.
+        """
+        file = self.folder / BEST
+        if not file.exists():
+            raise ValueError(f"{file}: expected the weights of a trained run, found nothing; run `make train` first")
+        torch.set_num_threads(compute.threads)
+        network = build_network(self.config.train.network, IMAGE_CHANNELS, len(self.outputs.channels), pretrained=False)
+        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["network"])
+        network.to(compute.device).eval()
+        if compute.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Predictor(network, self.outputs.activation, self.config.train.intensity, settings, compute)
+
+    def compute_here(self, wanted: ComputeSettings) -> ComputeSettings:
+        """Return the run's own device and numbers where this machine has them and nothing else is asked for.
+
+        A run trained elsewhere is predicted with what this machine has.
+        """
+        here = device.freeze(wanted)
+        same = here.device == self.config.compute.device and wanted.precision == "auto"
+        return here.model_copy(update={"precision": self.config.compute.precision}) if same and _has(self.config, here) else here
+
+    def chosen(self) -> dict[str, Any]:
+        """Return thresholds.json: the thresholds, and the cases that trained or chose them.
+
+        A missing file is an error, never a default.
+        """
+        file = self.folder / THRESHOLDS
+        if not file.exists():
+            raise ValueError(f"{file}: expected the thresholds tuned at the end of training, found nothing; run `make train`")
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def thresholds(self) -> Thresholds:
+        """Return the parameters of the post-processing."""
+        return Thresholds(**self.chosen()["thresholds"])
+
+
+def _has(config: Config, here: ComputeSettings) -> bool:
+    return config.compute.precision != "bf16" or device.has_native_bf16(here.device)
+
+
+def open_run(folder: Path) -> TrainedRun:
+    """Open a run's folder. Raises ValueError where it is none, naming the runs there are beside it."""
+    import yaml
+
+    if not (folder / FROZEN).exists() or not (folder / MODEL).exists():
+        runs = sorted(file.parent.name for file in folder.parent.glob(f"*/{MODEL}"))
+        raise ValueError(
+            f"{folder}: expected a trained run ({FROZEN}, {MODEL}, {BEST}), found none; "
+            + (f"there are the runs {', '.join(runs)}" if runs else "make one with `make train`")
+        )
+    config = Config.model_validate(yaml.safe_load((folder / FROZEN).read_text(encoding="utf-8")))
+    model = json.loads((folder / MODEL).read_text(encoding="utf-8"))
+    return TrainedRun(folder, config, Outputs(**model | {"channels": tuple(model["channels"])}))

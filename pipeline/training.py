@@ -1,0 +1,357 @@
+"""The one training loop, over Lightning Fabric: steps, averaging, validation, atomic checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pipeline import device
+from pipeline.config import Config, TrainSettings, dump_config
+from pipeline.inference import Predictor
+from pipeline.records.files import write_bytes, write_text
+from pipeline.trained import BEST, FROZEN
+
+LAST, HISTORY = "last.pt", "history.csv"
+CHECKPOINT_SECONDS = 60.0
+"""A checkpoint is written at each validation and at least this often; how often never changes a result."""
+CALIBRATION_STEPS = 12
+
+
+class Task(Protocol):
+    """What the loop needs of a task."""
+
+    network: nn.Module
+
+    def crops(self, workers: int) -> Dataset[dict[str, torch.Tensor]]:
+        """Return the training samples; sample n is a function of (seed, n) only."""
+
+    def step(self, network: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the loss of one batch."""
+
+    def validate(self, predict: Callable[[Any], Any]) -> dict[str, float]:
+        """Return scores of the validation part; validation_score decides which weights are best."""
+
+
+class TrainingFailed(ValueError):
+    """Training cannot go on with these settings; the message says which to change."""
+
+
+def fit(build: Callable[[Config], Task], config: Config, activation: str, folder: Path) -> Config:
+    """Train a task until its steps are done, carrying on from the last checkpoint in the folder; return the frozen settings.
+
+    build makes the task from frozen settings, the same each time. Writes last.pt, best.pt (averaged weights of the best
+    validation), history.csv and config.yaml (every automatic choice replaced by what was taken).
+    Raises TrainingFailed on a loss that is no number, or too little memory.
+    """
+    frozen = frozen_config(config, folder)
+    compute = frozen.compute
+    fabric = Fabric(
+        accelerator=compute.device,
+        devices=compute.devices,
+        strategy="ddp_spawn" if compute.devices > 1 else "auto",
+        precision=device.FABRIC_PRECISION[compute.precision],  # type: ignore[arg-type]
+    )
+    fabric.launch(_fit_in_process, build, frozen, activation, folder)
+    return read_frozen(folder)
+
+
+def frozen_config(config: Config, folder: Path) -> Config:
+    """Return the settings that this folder's run was started with, or freeze the automatic choices now."""
+    if (folder / FROZEN).exists():
+        return read_frozen(folder).model_copy(update={"compute": read_frozen(folder).compute.model_copy(
+            update={"workers": device.freeze(config.compute).workers})})  # fmt: skip
+    return config.model_copy(update={"compute": device.freeze(config.compute)})
+
+
+def read_frozen(folder: Path) -> Config:
+    """Read a run's config.yaml."""
+    import yaml
+
+    return Config.model_validate(yaml.safe_load((folder / FROZEN).read_text(encoding="utf-8")))
+
+
+def _fit_in_process(fabric: Fabric, build: Callable[[Config], Task], config: Config, activation: str, folder: Path) -> None:
+    torch.set_num_threads(config.compute.threads)
+    if config.compute.device == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    if not (folder / FROZEN).exists():
+        steps = config.train.steps
+        if config.train.minutes is not None:
+            steps = fabric.broadcast(calibrate(fabric, build(config), config, activation))
+        config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps, "minutes": None})})
+        if fabric.is_global_zero:
+            write_text(folder / FROZEN, dump_config(config))
+        fabric.barrier()
+    _Loop(fabric, build(config), config, activation, folder).run()
+    fabric.barrier()
+
+
+class _Loop:
+    def __init__(self, fabric: Fabric, task: Task, config: Config, activation: str, folder: Path) -> None:
+        self.fabric, self.task, self.config, self.folder = fabric, task, config, folder
+        self.settings: TrainSettings = config.train
+        if self.settings.batch % fabric.world_size:
+            raise TrainingFailed(
+                f"train.batch: expected a multiple of the {fabric.world_size} processes, found {self.settings.batch}"
+            )
+        if config.compute.channels_last:
+            task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.AdamW(
+            _decay_groups(task.network, self.settings.weight_decay), lr=self.settings.learning_rate, foreach=True
+        )
+        self.network, self.optimiser = fabric.setup(task.network, optimiser)
+        average = get_ema_multi_avg_fn(self.settings.average)
+        self.averaged = AveragedModel(task.network, multi_avg_fn=average, use_buffers=True)
+        self.predictor = Predictor(
+            self.averaged.module, activation, self.settings.intensity, config.predict.model_copy(update={"flips": "none"}), config.compute
+        )  # fmt: skip
+        self.step = 0
+        self.best_score = -math.inf
+        self.validations_without_gain = 0
+        self.history: list[dict[str, Any]] = []
+        self.trackers = Trackers(self.settings.track, folder, config) if fabric.is_global_zero else None
+
+    def run(self) -> None:
+        self._resume()
+        samples = self._batches()
+        every = max(1, math.ceil(self.settings.steps / self.settings.validations))
+        saved = time.monotonic()
+        stop = self.settings.patience and self.validations_without_gain >= self.settings.patience
+        bar = tqdm(total=self.settings.steps, initial=self.step, desc="train", unit="step", disable=None if self.fabric.is_global_zero else True)
+        running = None
+        with bar:
+            while self.step < self.settings.steps and not stop:
+                loss = self._train_step(next(samples))
+                self.step += 1
+                bar.update()
+                running = loss if running is None else 0.95 * running + 0.05 * loss
+                validates = self.step % every == 0 or self.step == self.settings.steps
+                overdue = time.monotonic() - saved > CHECKPOINT_SECONDS
+                if self.step % 10 == 0 or validates or overdue:
+                    self._check(running)
+                    rate = bar.format_dict["rate"]
+                    bar.set_postfix({"loss": f"{running:.3f}", "val Dice": f"{self.history[-1]['validation_dice']:.3f}" if self.history else "-",
+                                     "images/s": f"{rate * self.settings.batch:.1f}" if rate else "-"}, refresh=False)  # fmt: skip
+                if validates:
+                    stop = self._validate(float(loss))
+                if validates or overdue:
+                    self._save()
+                    saved = time.monotonic()
+
+    def _train_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        # Whatever is random inside the network depends on the step alone, so that a resumed run draws the same.
+        entropy = np.random.SeedSequence([self.config.seed, self.step, self.fabric.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.learning_rate * schedule(self.step, self.settings)
+        self.network.train()
+        try:
+            loss = self.task.step(self.network, batch)
+            self.fabric.backward(loss)
+        except torch.OutOfMemoryError as error:
+            raise TrainingFailed(self._out_of_memory(str(error))) from error
+        except RuntimeError as error:
+            if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+                raise TrainingFailed(self._out_of_memory(str(error))) from error
+            raise
+        self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.settings.gradient_clip, error_if_nonfinite=False)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.settings.average:
+            self.averaged.update_parameters(self.task.network)
+        return loss.detach()
+
+    def _out_of_memory(self, detail: str) -> str:
+        return (
+            f"step {self.step}: the device's memory does not hold a batch of {self.settings.batch} crops of "
+            f"{self.config.augment.crop} pixels ({detail.splitlines()[0][:120]}); halve train.batch, or lower augment.crop or "
+            f"train.network.width"
+        )
+
+    def _check(self, loss: torch.Tensor) -> None:
+        if not math.isfinite(float(loss)):
+            raise TrainingFailed(
+                f"step {self.step}: expected a loss, found {float(loss)}. The last good weights are in {self.folder / LAST}. "
+                f"Lower train.learning_rate (now {self.settings.learning_rate:g}), lengthen train.warm_up, "
+                f"or take compute.precision=fp32 (now {self.config.compute.precision})"
+            )
+
+    def _validate(self, loss: float) -> bool:
+        if not self.settings.average:
+            self.averaged.module.load_state_dict(self.task.network.state_dict())
+        scores: dict[str, float] = {}
+        if self.fabric.is_global_zero:
+            self.averaged.module.eval()
+            scores = self.task.validate(self.predictor)
+        scores = self.fabric.broadcast(scores)
+        better = scores["validation_score"] > self.best_score
+        row = {
+            "step": self.step,
+            "epoch": round(self.step * self.settings.batch / len(self.crops), 2),  # type: ignore[arg-type]
+            "learning_rate": round(self.settings.learning_rate * schedule(self.step - 1, self.settings), 9),
+            "loss": round(loss, 6),
+            **{name: round(value, 6) for name, value in scores.items()},
+            "best": int(better),
+        }
+        self.history.append(row)
+        self.validations_without_gain = 0 if better else self.validations_without_gain + 1
+        if better:
+            self.best_score = scores["validation_score"]
+        if self.fabric.is_global_zero:
+            if better:
+                save_checkpoint(self.folder / BEST, {"network": self.averaged.module.state_dict(), "step": self.step})
+            self._write_history()
+            if self.trackers:
+                self.trackers.log(row)
+        return bool(self.settings.patience and self.validations_without_gain >= self.settings.patience)
+
+    def _write_history(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_text(self.folder / HISTORY, text.getvalue())
+
+    def _save(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "step": self.step,
+            "network": self.task.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "best_score": self.best_score,
+            "validations_without_gain": self.validations_without_gain,
+            "history": self.history,
+        }
+        scaler = getattr(self.fabric._precision, "scaler", None)
+        if scaler is not None:
+            state["scaler"] = scaler.state_dict()
+        save_checkpoint(self.folder / LAST, state)
+
+    def _resume(self) -> None:
+        if not (self.folder / LAST).exists():
+            return
+        state = torch.load(self.folder / LAST, map_location=self.fabric.device, weights_only=True)
+        self.task.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best_score = state["step"], state["best_score"]
+        self.validations_without_gain, self.history = state["validations_without_gain"], state["history"]
+        scaler = getattr(self.fabric._precision, "scaler", None)
+        if scaler is not None:
+            scaler.load_state_dict(state["scaler"])
+
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        workers = self.config.compute.workers
+        self.crops = self.task.crops(workers)
+        share = self.settings.batch // self.fabric.world_size
+        first = share * self.fabric.global_rank
+        plan = [
+            list(range(step * self.settings.batch + first, step * self.settings.batch + first + share))
+            for step in range(self.step, self.settings.steps)
+        ]
+        loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
+            self.crops, batch_sampler=plan, num_workers=workers, pin_memory=self.config.compute.device == "cuda",
+            multiprocessing_context="forkserver" if workers else None, prefetch_factor=4 if workers else None,
+        )  # fmt: skip
+        return iter(self.fabric.setup_dataloaders(loader, use_distributed_sampler=False))
+
+
+def schedule(step: int, settings: TrainSettings) -> float:
+    """Share of the peak learning rate at a step: a linear rise over the warm-up, then a cosine to 0 at the last step."""
+    warm_up = max(1, round(settings.warm_up * settings.steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, settings.steps - warm_up)))
+
+
+def calibrate(fabric: Fabric, task: Task, config: Config, activation: str) -> int:
+    """Measure a step and a validation of a task that is thrown away, and return the steps that fit the time budget.
+
+    The first steps, which allocate and choose kernels, are not counted.
+    """
+    assert config.train.minutes is not None
+    trial = config.model_copy(update={"train": config.train.model_copy(update={"steps": CALIBRATION_STEPS, "track": ()})})
+    loop = _Loop(fabric, task, trial, activation, Path())
+    samples = loop._batches()
+    times = []
+    for _ in range(CALIBRATION_STEPS):
+        started = time.perf_counter()
+        float(loop._train_step(next(samples)))
+        loop.step += 1
+        times.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    loop.averaged.module.eval()
+    task.validate(loop.predictor)
+    validation = (time.perf_counter() - started) * config.train.validations
+    step = sorted(times[4:])[len(times[4:]) // 2]
+    budget = config.train.minutes * 60
+    steps = int((budget - validation) / step)
+    if steps < 1:
+        raise TrainingFailed(
+            f"train.minutes: {config.train.minutes:g} leave no time for a step ({step:.2f} s) beside {config.train.validations} "
+            f"validations ({validation:.0f} s together); raise train.minutes or lower train.validations"
+        )
+    print(f"train     a step takes {step:.2f} s here: {steps} steps fill {config.train.minutes:g} minutes")
+    return steps
+
+
+def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically; the same state gives the same bytes."""
+    # Into memory first: a file's own name would become part of the archive.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(file, buffer.getvalue())
+
+
+def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    # Norms and biases are not decayed: they set scales, which decay would fight.
+    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+class Trackers:
+    """TensorBoard and MLflow, where asked; history.csv is written in any case."""
+
+    def __init__(self, names: Sequence[str], folder: Path, config: Config) -> None:
+        self.writers: list[Callable[[dict[str, Any]], None]] = []
+        try:
+            if "tensorboard" in names:
+                from torch.utils.tensorboard import SummaryWriter
+
+                writer = SummaryWriter(folder / ".tensorboard")
+                self.writers.append(
+                    lambda row: [writer.add_scalar(key, value, row["step"]) for key, value in row.items()] and writer.flush()
+                )  # fmt: skip
+            if "mlflow" in names:
+                import mlflow
+
+                mlflow.set_tracking_uri(f"sqlite:///{(folder / '.mlflow.db').resolve()}")
+                mlflow.set_experiment("stainseg")
+                mlflow.start_run(run_name=config.run)
+                mlflow.log_params({"dataset": config.dataset, "seed": config.seed, "steps": config.train.steps})
+                self.writers.append(lambda row: mlflow.log_metrics({key: float(value) for key, value in row.items()}, step=row["step"]))
+        except ImportError as error:
+            raise TrainingFailed(f"train.track: {error}; install the trackers with `pip install 'stainseg[tracking]'`") from error
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Hand one row of the history to every tracker."""
+        for writer in self.writers:
+            writer(row)
+

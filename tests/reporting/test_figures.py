@@ -1,0 +1,71 @@
+"""Charts: the same bytes, the page's colours, names of their own, nothing that the page's policy forbids."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+from pipeline.reporting.figures import DOTS, VARIABLES, draw_curves, draw_strata
+
+ROWS = [("all", [0.1, 0.5, 0.9], {"mean": 0.5, "low": 0.2, "high": 0.8}), ("<pink & 'grey'>", [0.4], {"mean": 0.4})]
+
+
+def strata(name: str = "first") -> str:
+    return draw_strata("Dice", ROWS, 'told "so" <b>', name)
+
+
+def curves() -> str:
+    return draw_curves(
+        "Validation", [1, 2, 3], {"Dice": [0.1, 0.5, 0.7], "IoU": [0.1, 0.4, float("nan")]}, 2, "told", "curve"
+    )
+
+
+def test_same_bytes_each_time() -> None:
+    assert strata() == strata() and curves() == curves()
+
+
+def test_nothing_of_the_drawing_program_stays() -> None:
+    for drawn in (strata(), curves()):
+        assert not re.search(r"style|metadata|matplotlib|https?:|<\?xml|DOCTYPE|date", drawn, re.IGNORECASE)
+
+
+def test_every_colour_is_the_pages() -> None:
+    for drawn in (strata(), curves()):
+        colours = set(re.findall(r'(?:fill|stroke)="([^"]+)"', drawn))
+        assert colours <= {f"var({name})" for name in VARIABLES.values()} | {"none"}
+        assert "var(--accent)" in colours
+
+
+def test_names_are_unique_and_met_in_one_page() -> None:
+    drawn = strata("first") + strata("second")
+    names = re.findall(r' id="([^"]+)"', drawn)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r'href="#([^"]+)"', drawn)) | set(re.findall(r"url\(#([^)]+)\)", drawn)) <= set(names)
+
+
+def test_words_are_escaped_and_told() -> None:
+    root = ElementTree.fromstring(strata())
+    assert root.attrib["aria-label"] == 'told "so" <b>' and root.attrib["role"] == "img"
+    assert "<pink & 'grey'>" in "".join(root.itertext())
+
+
+def test_names_of_any_kind_are_drawn() -> None:
+    names = ["a$b$", "_hidden", "x" * 200, "bell\x07", "染色"]
+    root = ElementTree.fromstring(draw_strata("Dice", [(name, [0.5], {"mean": 0.5}) for name in names], "", "names"))
+    texts = [text.strip() for text in root.itertext() if text.strip()]
+    assert {"a$b$", "_hidden", "x" * 23 + "…", "bell\N{REPLACEMENT CHARACTER}", "染色"} <= set(texts)
+
+
+def test_of_many_cases_some_are_drawn() -> None:
+    def dots(count: int) -> int:
+        scores = [index / count for index in range(count)]
+        return len(re.findall("<use", draw_strata("Dice", [("all", scores, {})], "", "many")))
+
+    # The axes' ticks are drawn with <use>, too: a chart of no case holds only those.
+    ticks = dots(1) - 1
+    assert dots(DOTS) - ticks == DOTS
+    assert DOTS / 2 <= dots(10 * DOTS + 1) - ticks <= DOTS
+
+
+def test_one_validation_is_a_point() -> None:
+    assert "<use" in draw_curves("Loss", [5], {"loss": [0.5]}, None, "", "one")

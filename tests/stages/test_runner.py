@@ -1,0 +1,147 @@
+"""A stage runs once, is skipped while nothing changes, says what changed, and never loses a finished result."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import pipeline.stages as stages
+from pipeline.config import Config, load_config
+from pipeline.records.files import write_text
+from pipeline.records.paths import Paths
+
+
+class Recorder:
+    """Stand-ins for three stages: each copies its input's text and adds its own; counts how often it ran."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runs: list[str] = []
+        self.interrupt: str | None = None
+        table = (
+            stages.Stage("ingest", "", "", "", (), ("dataset", "ingest"), lambda paths: paths.ingest),
+            stages.Stage("split", "", "", "", ("ingest",), ("seed",), lambda paths: paths.split),
+            stages.Stage("report", "", "", "", ("split",), ("report",), lambda paths: paths.reports, ("report.html",)),
+        )
+        monkeypatch.setattr(stages, "STAGES", table)
+        monkeypatch.setattr(stages, "BY_NAME", {stage.name: stage for stage in table})
+        self._module(monkeypatch, "ingest", lambda paths: [paths.raw], lambda paths: paths.ingest / "a.txt", lambda paths: (paths.raw / "raw.txt").read_text())
+        self._module(monkeypatch, "split", lambda paths: [paths.ingest / "stage.json"], lambda paths: paths.split / "b.txt",
+                     lambda paths: (paths.ingest / "a.txt").read_text().upper())  # fmt: skip
+        self._module(monkeypatch, "report", lambda paths: [paths.split / "stage.json"], lambda paths: paths.reports / "report.html",
+                     lambda paths: (paths.split / "b.txt").read_text())  # fmt: skip
+
+    def _module(self, monkeypatch, name, inputs, output, content) -> None:
+        def run(config: Config, paths: Paths) -> list[str]:
+            self.runs.append(name)
+            write_text(output(paths), f"{content(paths)} {config.seed if name == 'split' else ''}{config.report.cases if name == 'report' else ''}")
+            if self.interrupt == name:
+                raise KeyboardInterrupt
+            return ["done"]
+
+        module = types.ModuleType(name)
+        module.inputs, module.run = (lambda config, paths: inputs(paths)), run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"pipeline.stages.{name}", module)
+
+    def go(self, root: Path, name: str, *overrides: str, **flags: bool) -> list[str]:
+        self.runs.clear()
+        config = load_config(None, list(overrides))
+        stages.run(name, config, Paths.of(config, root), **flags)
+        return list(self.runs)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recorder:
+    write_text(tmp_path / "data/raw/sample/raw.txt", "raw")
+    return Recorder(monkeypatch)
+
+
+def test_what_is_up_to_date_is_skipped_and_says_so(recorder, tmp_path, capsys) -> None:
+    assert recorder.go(tmp_path, "report", with_needs=True) == ["ingest", "split", "report"]
+    capsys.readouterr()
+    assert recorder.go(tmp_path, "report", with_needs=True) == []
+    assert capsys.readouterr().out.count("up to date") == 3
+
+
+def test_only_what_depends_on_a_setting_is_redone_and_the_reason_is_told(recorder, tmp_path, capsys) -> None:
+    recorder.go(tmp_path, "report", with_needs=True)
+    capsys.readouterr()
+    assert recorder.go(tmp_path, "report", "report.cases=2", with_needs=True) == ["report"]
+    assert "settings.report.cases: 4 -> 2" in capsys.readouterr().out
+    assert recorder.go(tmp_path, "report", "report.cases=2", "seed=7", with_needs=True) == ["split", "report"]
+
+
+def test_a_former_result_is_kept_and_taken_back(recorder, tmp_path, capsys) -> None:
+    recorder.go(tmp_path, "report", with_needs=True)
+    recorder.go(tmp_path, "report", "seed=7", "report.cases=2", with_needs=True)
+    assert len(list((tmp_path / "data/split/sample").glob("default~*/b.txt"))) == 1
+    assert len(list((tmp_path / "reports").glob("sample~report-*/report.html"))) == 1
+    capsys.readouterr()
+    assert recorder.go(tmp_path, "report", with_needs=True) == []
+    assert (tmp_path / "data/split/sample/default/b.txt").read_text() == "RAW  1412"
+    assert (tmp_path / "reports/sample/report.html").read_text().endswith(" 4")
+    assert "taken back" in capsys.readouterr().out
+
+
+def test_a_changed_raw_file_of_the_same_size_is_noticed(recorder, tmp_path) -> None:
+    recorder.go(tmp_path, "split", with_needs=True)
+    write_text(tmp_path / "data/raw/sample/raw.txt", "war")
+    assert recorder.go(tmp_path, "split", with_needs=True) == ["ingest", "split"]
+
+
+def test_a_touched_raw_file_reruns_nothing(recorder, tmp_path) -> None:
+    recorder.go(tmp_path, "split", with_needs=True)
+    write_text(tmp_path / "data/raw/sample/raw.txt", "raw")
+    assert recorder.go(tmp_path, "split", with_needs=True) == []
+
+
+def test_the_same_result_redone_upstream_leaves_the_rest_alone(recorder, tmp_path) -> None:
+    recorder.go(tmp_path, "report", with_needs=True)
+    config = load_config(None)
+    stages.run("ingest", config, Paths.of(config, tmp_path), force=True)
+    assert recorder.go(tmp_path, "report", with_needs=True) == []
+
+
+def test_a_missing_output_is_made_again(recorder, tmp_path, capsys) -> None:
+    recorder.go(tmp_path, "split", with_needs=True)
+    (tmp_path / "data/split/sample/default/b.txt").unlink()
+    capsys.readouterr()
+    assert recorder.go(tmp_path, "split", with_needs=True) == ["split"]
+    assert "1 of its files are gone" in capsys.readouterr().out
+
+
+def test_a_stage_alone_names_what_is_missing_and_how_to_make_it(recorder, tmp_path) -> None:
+    with pytest.raises(stages.StageNotReady, match=r"finished result of stage ingest.*not there.*--with-needs"):
+        recorder.go(tmp_path, "split")
+    recorder.go(tmp_path, "report", with_needs=True)
+    with pytest.raises(stages.StageNotReady, match=r"stage split, found that settings\.seed: 1412 -> 7"):
+        recorder.go(tmp_path, "report", "seed=7")
+
+
+def test_an_interrupted_stage_is_not_finished_and_carries_on(recorder, tmp_path, capsys) -> None:
+    recorder.interrupt = "split"
+    with pytest.raises(KeyboardInterrupt):
+        recorder.go(tmp_path, "split", with_needs=True)
+    assert not (tmp_path / "data/split/sample/default/stage.json").exists()
+    recorder.interrupt = None
+    capsys.readouterr()
+    assert recorder.go(tmp_path, "split", with_needs=True) == ["split"]
+    assert "carrying on" in capsys.readouterr().out
+
+
+def test_an_interrupted_stage_with_other_settings_starts_clean(recorder, tmp_path) -> None:
+    recorder.interrupt = "split"
+    with pytest.raises(KeyboardInterrupt):
+        recorder.go(tmp_path, "split", with_needs=True)
+    write_text(tmp_path / "data/split/sample/default/stale.txt", "of the other seed")
+    recorder.interrupt = None
+    recorder.go(tmp_path, "split", "seed=7", with_needs=True)
+    assert not (tmp_path / "data/split/sample/default/stale.txt").exists()
+
+
+def test_force_overwrites_and_keeps_nothing_aside(recorder, tmp_path) -> None:
+    recorder.go(tmp_path, "split", with_needs=True)
+    assert recorder.go(tmp_path, "split", "seed=7", force=True) == ["split"]
+    assert not list((tmp_path / "data/split/sample").glob("default~*"))

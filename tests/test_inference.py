@@ -1,0 +1,90 @@
+"""Tiles, blending and flips: what is predicted does not depend on how the image is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import ComputeSettings, NetworkSettings, PredictSettings
+from pipeline.inference import FLIPS, Predictor, blending_window, tile_starts
+from pipeline.networks import build_network
+
+CPU = ComputeSettings(device="cpu", precision="fp32", channels_last=True, threads=1, workers=0)
+
+
+class Brightness(nn.Module):
+    """A network of one pixel's reach: logit = brightness, so that any tiling must give the same."""
+
+    margin, stride = 0, 1
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.mean(dim=1, keepdim=True) * 4 - 2
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("length", "tile", "overlap"), [(10, 64, 0.25), (64, 64, 0.0), (65, 64, 0.25), (1000, 256, 0.5), (257, 128, 0.75)])
+def test_tiles_cover_everything_and_overlap_enough(length: int, tile: int, overlap: float) -> None:
+    starts = tile_starts(length, tile, overlap)
+    covered = np.zeros(length, int)
+    for start in starts:
+        covered[start : start + tile] += 1
+    assert covered.min() >= 1
+    assert starts[0] == 0 and starts[-1] == max(0, length - tile)
+    assert all(later - earlier <= tile * (1 - overlap) + 1 for earlier, later in zip(starts, starts[1:], strict=False))
+
+
+def test_blending_weights_are_symmetric_and_never_zero() -> None:
+    window = blending_window(8, 6)
+    assert window.min() > 0
+    np.testing.assert_allclose(window, window[::-1, ::-1], rtol=1e-6)
+    assert window[4, 3] == window.max()
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+@pytest.mark.parametrize("size", [(50, 70), (64, 64), (200, 131), (1, 1)])
+def test_tiles_and_flips_do_not_change_a_network_of_one_pixel(size: tuple[int, int], flips: str) -> None:
+    image = picture(*size)
+    settings = PredictSettings(tile=64, overlap=0.25, flips=flips, batch=3)
+    found = Predictor(Brightness(), "sigmoid", "stored", settings, CPU)(image)
+    expected = 1 / (1 + np.exp(2 - image.mean(axis=2) / 255 * 4))
+    assert found.shape == (1, *size)
+    np.testing.assert_allclose(found[0], expected, atol=2e-6)
+
+
+def test_flips_make_the_result_equivariant() -> None:
+    torch.manual_seed(1)
+    network = build_network(NetworkSettings(width=4, depth=2), 3, 2).eval()
+    predict = Predictor(network, "sigmoid", "stretch", PredictSettings(tile=512, flips="all"), CPU)
+    image = picture(48, 48)
+    np.testing.assert_allclose(predict(image)[:, :, ::-1], predict(image[:, ::-1]), atol=1e-5)
+    np.testing.assert_allclose(np.rot90(predict(image), axes=(1, 2)), predict(np.rot90(image)), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"padded": False}, {"output_stride": 4}, {"padded": False, "output_stride": 2}, {}])
+@pytest.mark.parametrize("size", [(64, 64), (37, 90)])
+def test_every_network_gives_one_value_a_pixel(settings: dict, size: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    network = build_network(NetworkSettings(width=4, depth=2, **settings), 3, 2).eval()
+    found = Predictor(network, "softmax", "stored", PredictSettings(tile=64), CPU)(picture(*size))
+    assert found.shape == (2, *size)
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+
+
+def test_an_unpadded_network_sees_each_pixel_at_its_place() -> None:
+    """The output of a valid convolution on the mirrored image equals the middle of that of a larger image."""
+    torch.manual_seed(1)
+    network = build_network(NetworkSettings(width=4, depth=1, padded=False), 3, 1).eval()
+    predict = Predictor(network, "sigmoid", "stored", PredictSettings(tile=4096), CPU)
+    large = picture(120, 120)
+    margin = network.margin + 6
+    margin += margin % 2
+    whole, part = predict(large)[0], predict(large[: 120 - 20])[0]
+    np.testing.assert_allclose(whole[: 100 - 2 * margin], part[: 100 - 2 * margin], atol=1e-5)

@@ -1,0 +1,94 @@
+"""Probability maps to objects, in closed cases; tuning finds what the truth was made with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.instances import Thresholds, drop_small, grow_objects, label_raster, tune
+from pipeline.outputs import Outputs
+from pipeline.records.case import IGNORED
+
+BOUNDARY = Outputs("boundary", ("foreground", "boundary"), "sigmoid", "instance")
+BINARY = Outputs("binary", ("foreground",), "sigmoid", "semantic")
+OBJECTS_OF_BINARY = Outputs("binary", ("foreground",), "sigmoid", "instance")
+CLASSES = Outputs("classes", ("background", "one", "two"), "softmax", "semantic")
+
+
+def two_touching() -> tuple[np.ndarray, np.ndarray]:
+    """Two 10 x 10 squares side by side: truth, and perfect maps of foreground and inner rim."""
+    truth = np.zeros((20, 30), np.uint16)
+    truth[5:15, 5:15], truth[5:15, 15:25] = 1, 2
+    boundary = (truth > 0).astype(np.float32)
+    boundary[6:14, 6:14] = boundary[6:14, 16:24] = 0
+    return truth, np.stack([(truth > 0).astype(np.float32), boundary])
+
+
+def test_touching_objects_come_apart_along_their_boundary() -> None:
+    truth, maps = two_touching()
+    np.testing.assert_array_equal(label_raster(maps, BOUNDARY, Thresholds()), truth)
+
+
+def test_without_a_boundary_they_are_one() -> None:
+    truth, maps = two_touching()
+    found = label_raster(maps[:1], OBJECTS_OF_BINARY, Thresholds())
+    np.testing.assert_array_equal(found, truth > 0)
+
+
+def test_a_speck_without_interior_is_an_object_of_its_own() -> None:
+    truth, maps = two_touching()
+    maps[:, 1:3, 1:3] = 1.0
+    found = grow_objects(maps, BOUNDARY.channels, Thresholds())
+    assert len(np.unique(found)) == 4
+    assert (drop_small(found, 5) == truth).all()
+
+
+def test_small_objects_go_and_ids_stay_contiguous() -> None:
+    objects = np.array([[7, 7, 7, 0], [3, 0, 9, 9]], np.int32)
+    np.testing.assert_array_equal(drop_small(objects, 2), [[1, 1, 1, 0], [0, 0, 2, 2]])
+
+
+@given(st.integers(0, 6))
+@settings(max_examples=20, deadline=None)
+def test_objects_stay_inside_the_foreground_and_are_numbered(seed: int) -> None:
+    maps = np.random.default_rng(seed).random((2, 24, 31)).astype(np.float32)
+    found = label_raster(maps, BOUNDARY, Thresholds(0.4, 0.3, 2))
+    assert found.dtype == np.uint16
+    assert not found[maps[0] <= 0.4].any()
+    assert sorted(np.unique(found)) == list(range(found.max() + 1))
+
+
+def test_too_many_objects_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 65,534 objects"):
+        drop_small(np.arange(70_000, dtype=np.int32).reshape(700, 100), 0)
+
+
+def test_classes_are_the_most_probable() -> None:
+    maps = np.array([[[0.5, 0.2]], [[0.3, 0.2]], [[0.2, 0.6]]], np.float32)
+    np.testing.assert_array_equal(label_raster(maps, CLASSES, Thresholds()), [[0, 2]])
+
+
+def test_tuning_finds_the_threshold_that_the_truth_was_made_with() -> None:
+    maps = np.random.default_rng(1).random((3, 1, 40, 40)).astype(np.float32)
+    truths = [(one[0] > 0.7).astype(np.uint16) for one in maps]
+    thresholds, score = tune(maps.__getitem__, truths.__getitem__, range(3), BINARY)
+    assert thresholds.foreground == pytest.approx(0.7)
+    assert score == 1.0
+
+
+def test_tuning_drops_specks_that_the_truth_has_not() -> None:
+    truth, maps = two_touching()
+    maps[0, 1:3, 1:6] = 1.0
+    thresholds, score = tune([maps].__getitem__, [truth].__getitem__, range(1), BOUNDARY)
+    assert 10 < thresholds.minimum_size <= 100
+    assert score == 1.0
+
+
+def test_ignored_pixels_do_not_count() -> None:
+    truth, maps = two_touching()
+    truth[truth == 2] = IGNORED
+    mask = label_raster(maps, BOUNDARY, Thresholds())
+    assert BOUNDARY.score(truth, mask)["ap"] == 1.0
+    assert BINARY.score(truth, (mask > 0).astype(np.uint16))["dice"] == 1.0

@@ -1,0 +1,352 @@
+"""Masks to label rasters: closed cases for every rule, and parity with a plain way of doing the same."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pipeline.labels import (
+    Meaning,
+    check_size,
+    check_values,
+    difference,
+    from_object_masks,
+    from_raster,
+    from_runs,
+    integers,
+    meaning_of,
+    survey,
+)
+from pipeline.records.case import IGNORED
+from pipeline.records.findings import FaultyFile
+from pipeline.records.rle import encode
+
+WHITE = Meaning("white", None, "")
+CLASSES = Meaning("classes", None, "")
+OBJECTS = Meaning("objects", None, "")
+
+
+def square(top: int, left: int, size: int, value: int = 255, shape: tuple[int, int] = (12, 16)) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    mask[top : top + size, left : left + size] = value
+    return mask
+
+
+def joined(*masks: np.ndarray, threshold: int = 127):
+    return from_object_masks(((f"{number}.png", mask) for number, mask in enumerate(masks)), masks[0].shape, threshold)
+
+
+def faults(label) -> list[tuple[str, str]]:
+    return [(remark.action, remark.fault) for remark in label.remarks]
+
+
+def test_objects_are_numbered_in_their_order_without_a_remark() -> None:
+    label = joined(square(0, 0, 3), square(5, 5, 2), square(8, 10, 4))
+    assert label.count == 3 and label.remarks == () and label.raster.dtype == np.uint16
+    assert [int((label.raster == number).sum()) for number in (1, 2, 3)] == [9, 4, 16]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_contested_pixel_goes_to_the_smaller_object(order: int) -> None:
+    label = joined(*[square(0, 0, 6), square(2, 2, 2)][::order])
+    small, large = (2, 1) if order == 1 else (1, 2)
+    assert (label.raster[2:4, 2:4] == small).all() and int((label.raster == large).sum()) == 32
+    assert faults(label) == [("repaired", "overlapping objects")]
+    assert "4 contested pixel(s) went to the smaller object" in label.remarks[0].detail
+
+
+def test_of_equal_objects_the_first_keeps_the_pixels_and_the_other_is_dropped_and_listed() -> None:
+    label = joined(square(0, 0, 3), square(0, 0, 3), square(6, 6, 2))
+    assert label.count == 2 and sorted(np.unique(label.raster)) == [0, 1, 2]
+    assert faults(label) == [("repaired", "overlapping objects"), ("repaired", "covered object")]
+    assert label.remarks[1].detail.startswith("1.png: others hold every pixel")
+
+
+def test_an_object_of_several_pieces_is_noted_and_stays_one() -> None:
+    label = joined(square(0, 0, 2) + square(6, 6, 2), square(0, 10, 2))
+    assert label.count == 2 and int((label.raster == 1).sum()) == 8
+    assert faults(label) == [("noted", "object in pieces")]
+
+
+def test_pieces_that_touch_at_a_corner_are_one() -> None:
+    assert joined(square(0, 0, 2) + square(2, 2, 2)).remarks == ()
+
+
+def test_an_empty_object_mask_is_dropped_and_listed() -> None:
+    label = joined(square(0, 0, 2), np.zeros((12, 16), np.uint8))
+    assert label.count == 1 and faults(label) == [("repaired", "empty object mask")]
+    assert "1.png: dropped" in label.remarks[0].detail
+
+
+def test_an_anti_aliased_mask_is_thresholded_and_listed() -> None:
+    mask = square(2, 2, 4)
+    mask[2, 2:6], mask[5, 2:6] = 127, 128
+    label = joined(mask)
+    assert int((label.raster > 0).sum()) == 12 and faults(label) == [("repaired", "grey mask")]
+    assert int((joined(mask, threshold=100).raster > 0).sum()) == 16
+
+
+@pytest.mark.parametrize("value", [1, 7])
+def test_an_object_mask_with_one_other_value_is_read_as_foreground_and_listed(value: int) -> None:
+    label = joined(square(0, 0, 2, value))
+    assert label.count == 1 and faults(label) == [("repaired", "other foreground value")]
+
+
+@pytest.mark.parametrize(
+    ("mask", "listed"),
+    [
+        (square(0, 0, 2) > 0, []),
+        (square(0, 0, 2).astype(np.uint16) * 257, []),
+        (square(0, 0, 2).astype(np.float32) / 255, [("repaired", "grey mask")]),
+        (square(0, 0, 2).astype(np.int32), []),
+    ],
+    ids=["bool", "uint16", "float32", "int32"],
+)
+def test_object_masks_of_other_dtypes(mask: np.ndarray, listed: list[tuple[str, str]]) -> None:
+    label = joined(mask)
+    assert int(label.raster.sum()) == 4 and [entry for entry in faults(label) if entry[1] == "grey mask"] == listed
+
+
+def test_no_objects_give_an_empty_label() -> None:
+    label = from_object_masks([], (3, 4))
+    assert label.raster.shape == (3, 4) and not label.raster.any() and label.count == 0
+
+
+def test_more_objects_than_16_bits_hold_are_refused() -> None:
+    one = np.full((1, 1), 255, np.uint8)
+    with pytest.raises(FaultyFile, match="at most 65,534, as 16 bits hold, found 65,535; cut the image"):
+        from_object_masks((("m", one) for _ in range(65_535)), (1, 1))
+
+
+@settings(deadline=None)
+@given(arrays(np.bool_, st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 7))))
+def test_parity_with_a_plain_loop(stack: np.ndarray) -> None:
+    label = joined(*(mask.astype(np.uint8) * 255 for mask in stack))
+    areas = stack.sum((1, 2))
+    plain = np.zeros(stack.shape[1:], int)
+    for y, x in np.ndindex(plain.shape):
+        claims = [number for number in range(len(stack)) if stack[number, y, x]]
+        if claims:
+            plain[y, x] = 1 + min(claims, key=lambda number: (areas[number], number))
+    kept = np.unique(plain[plain > 0])
+    expected = np.zeros_like(plain)
+    for new, old in enumerate(kept, start=1):
+        expected[plain == old] = new
+    np.testing.assert_array_equal(label.raster, expected)
+    assert label.count == kept.size
+
+
+@pytest.mark.parametrize(
+    ("shape", "fault", "found"),
+    [((16, 12), "transposed", r"16 x 12 \(transposed\)"), ((12, 15), "size mismatch", "12 x 15")],
+)
+def test_a_mask_of_another_size_is_refused(shape: tuple[int, int], fault: str, found: str) -> None:
+    with pytest.raises(FaultyFile, match=rf"{fault}: expected the image's height x width 12 x 16, found {found}"):
+        from_object_masks([("m", np.zeros(shape, np.uint8))], (12, 16))
+    check_size((12, 16), (12, 16, 3))
+
+
+def test_runs_give_what_masks_give() -> None:
+    masks = [square(0, 0, 3), square(5, 5, 2), square(8, 10, 4)]
+    runs = from_runs([encode(mask > 0) for mask in masks], (12, 16))
+    np.testing.assert_array_equal(runs.raster, joined(*masks).raster)
+    assert runs.count == 3 and runs.remarks == ()
+
+
+def test_overlapping_runs_go_by_the_same_rule() -> None:
+    masks = [square(0, 0, 6), square(2, 2, 2)]
+    runs = from_runs([encode(mask > 0) for mask in masks], (12, 16))
+    np.testing.assert_array_equal(runs.raster, joined(*masks).raster)
+    assert faults(runs) == [("repaired", "overlapping objects")]
+
+
+def test_empty_rows_are_no_objects_and_faulty_rows_are_refused() -> None:
+    assert from_runs(["", " "], (4, 4)).count == 0
+    with pytest.raises(FaultyFile, match=r"faulty run-length row: .*row 2: .*within 4 x 4 = 16 pixels.*row 3"):
+        from_runs(["1 2", "16 2", "x"], (4, 4))
+
+
+def test_the_same_objects_under_other_ids_do_not_differ() -> None:
+    one = joined(square(0, 0, 3), square(5, 5, 2)).raster
+    other = joined(square(5, 5, 2), square(0, 0, 3)).raster
+    assert difference(one, one) is None and difference(one, other) is None
+
+
+@pytest.mark.parametrize(
+    ("masks", "words"),
+    [
+        ((square(0, 0, 3),), "2 objects against 1, 4 pixels are foreground in one only"),
+        ((square(0, 0, 3), square(5, 5, 3)), "2 objects against 2, 5 pixels"),
+        ((square(0, 0, 3) + square(5, 5, 2),), "2 objects against 1, 0 pixels"),
+    ],
+    ids=["missing", "larger", "merged"],
+)
+def test_how_two_labels_differ(masks: tuple[np.ndarray, ...], words: str) -> None:
+    found = difference(joined(square(0, 0, 3), square(5, 5, 2)).raster, joined(*masks).raster)
+    assert found is not None and words in found
+
+
+# --- Rasters: what their values mean is decided over the data set ----------------------------------------------------
+
+
+def blobs(generator: np.random.Generator, values: list[int], per_value: int) -> np.ndarray:
+    """Each value gets so many 3x3 squares on a grid, none touching."""
+    cells = generator.permutation(64)[: len(values) * per_value]
+    plane = np.zeros((32, 32), np.uint8)
+    for number, cell in enumerate(cells):
+        top, left = divmod(int(cell), 8)
+        plane[4 * top : 4 * top + 3, 4 * left : 4 * left + 3] = values[number % len(values)]
+    return plane
+
+
+def decided(planes: list[np.ndarray], label_kind: str = "auto") -> Meaning:
+    return meaning_of([survey(plane) for plane in planes], label_kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kinds_of_data_sets_are_told_apart(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    empty = np.zeros((32, 32), np.uint8)
+    binary = [blobs(generator, [255], 9), blobs(generator, [255], 3), empty]
+    smooth = [np.where(plane > 0, generator.integers(120, 256, plane.shape), 0).astype(np.uint8) for plane in binary]
+    smooth = [np.where((plane > 0) & (generator.random(plane.shape) < 0.8), 255, plane) for plane in smooth]
+    class_ids = [blobs(generator, [1, 2], 9), blobs(generator, [2], 5), blobs(generator, [1], 7), empty]
+    objects = [blobs(generator, list(range(1, count + 1)), 1) for count in (12, 3, 40)] + [empty]
+    one_class = [blobs(generator, [1], 9), empty]
+    assert decided(binary).kind == decided(smooth).kind == "white"
+    assert decided([plane.astype(np.uint16) for plane in binary]).kind == "white"
+    assert decided([plane.astype(np.uint16) * 257 for plane in binary]).kind == "white"
+    assert decided(class_ids) == Meaning("classes", None, decided(class_ids).evidence)
+    assert decided(one_class).kind == decided([empty]).kind == decided([]).kind == "classes"
+    assert decided(objects).kind == decided([plane.astype(np.uint16) for plane in objects]).kind == "objects"
+    assert decided([plane.astype(np.int32) * 70_000 for plane in objects]).kind == "objects"
+
+
+@pytest.mark.parametrize("quality", [50, 80, 95, 100])
+def test_masks_saved_as_jpeg_are_foreground(quality: int) -> None:
+    exact = [blobs(np.random.default_rng(seed), [255], 9) for seed in range(3)]
+    lossy = [cv2.imdecode(cv2.imencode(".jpg", plane, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], -1) for plane in exact]
+    meaning = decided([*lossy, np.zeros((32, 32), np.uint8)])
+    assert meaning.kind == "white"
+    for plane, wanted in zip(lossy, exact, strict=True):
+        label = from_raster(plane, meaning)
+        assert (label.raster != wanted // 255).mean() < (0.05 if quality == 50 else 0.01)
+
+
+def test_few_objects_an_image_are_objects_where_their_number_varies() -> None:
+    generator = np.random.default_rng(0)
+    assert decided([blobs(generator, list(range(1, count + 1)), 1) for count in (2, 3, 4)]).kind == "objects"
+    regions = [blobs(generator, [1, 3], 1), blobs(generator, [2, 3], 1), blobs(generator, [3], 1)]
+    assert decided(regions).kind == "classes"
+
+
+def test_255_beside_class_ids_is_the_ignored_value() -> None:
+    plane = blobs(np.random.default_rng(0), [1, 2, 255], 5)
+    mostly_unknown = np.where(plane == 0, 255, plane).astype(np.uint8)
+    for planes in ([plane], [mostly_unknown], [plane, blobs(np.random.default_rng(1), [1, 2], 5)]):
+        meaning = decided(planes)
+        assert (meaning.kind, meaning.ignored) == ("classes", 255)
+        label = from_raster(planes[0], meaning)
+        assert set(np.unique(label.raster)) <= {0, 1, 2, IGNORED} and label.count == 2
+        assert ("noted", "ignored pixels") in faults(label)
+
+
+def test_a_0_1_mask_among_0_255_masks_is_refused_and_not_emptied() -> None:
+    generator = np.random.default_rng(0)
+    planes = [blobs(generator, [255], 9), blobs(generator, [255], 4), blobs(generator, [1], 6)]
+    meaning = decided(planes)
+    assert meaning.kind == "white"
+    with pytest.raises(
+        FaultyFile, match=r"0/255 against ids: expected 0 and 255 .* found values up to 1 alone; multiply"
+    ):
+        check_values(survey(planes[2]), meaning)
+    with pytest.raises(FaultyFile, match="0/255 against ids"):
+        from_raster(planes[2], meaning)
+
+
+def test_a_0_255_mask_among_ids_is_refused() -> None:
+    generator = np.random.default_rng(0)
+    planes = [blobs(generator, list(range(1, count + 1)), 1) for count in (30, 40, 20)] + [blobs(generator, [255], 4)]
+    with pytest.raises(FaultyFile, match=r"0/255 against ids: expected ids .* found 0 and 255 alone"):
+        check_values(survey(planes[3]), decided(planes))
+
+
+def test_settings_that_the_values_cannot_give_are_refused() -> None:
+    generator = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"label_kind=instance: expected object ids, found 0/255 masks.*set ingest"):
+        decided([blobs(generator, [255], 4)], "instance")
+    many = np.arange(300, dtype=np.uint16).reshape(10, 30)
+    with pytest.raises(
+        ValueError, match=r"label_kind=semantic: expected class ids of 0\.\.254, found values up to 299"
+    ):
+        decided([many], "semantic")
+    assert decided([blobs(generator, [1, 2], 5)], "instance").kind == "objects"
+    assert decided([blobs(generator, [1, 2, 3], 1)], "semantic").kind == "classes"
+
+
+def test_rasters_under_each_meaning() -> None:
+    plane = np.zeros((6, 8), np.uint16)
+    plane[0:2, 0:2], plane[3:5, 0:2], plane[3:5, 5:7] = 7, 300, 9
+    objects = from_raster(plane, OBJECTS)
+    assert objects.count == 3 and objects.remarks == () and objects.raster[0, 0] == 1 and objects.raster[3, 0] == 3
+    classes = from_raster(np.minimum(plane, 9), CLASSES)
+    assert sorted(np.unique(classes.raster)) == [0, 7, 9] and classes.count == 2
+    white = from_raster((plane > 0).astype(np.uint8) * 255, WHITE)
+    assert sorted(np.unique(white.raster)) == [0, 1] and white.count == 1 and white.remarks == ()
+    assert int(from_raster((plane > 0).astype(np.uint16) * 65535, WHITE).raster.sum()) == 12
+
+
+def test_grey_rasters_are_thresholded_and_listed_and_empty_ones_noted() -> None:
+    plane = np.array([[0, 100, 200, 255]], np.uint8)
+    label = from_raster(plane, WHITE)
+    assert label.raster.tolist() == [[0, 0, 1, 1]] and faults(label) == [("repaired", "grey mask")]
+    assert "2 pixel(s) between black and white, thresholded above 127" in label.remarks[0].detail
+    assert from_raster(plane, WHITE, threshold=99).raster.tolist() == [[0, 1, 1, 1]]
+    for meaning in (WHITE, CLASSES, OBJECTS):
+        assert faults(from_raster(np.zeros((2, 2), np.uint8), meaning)) == [("noted", "empty label")]
+
+
+def test_ids_beyond_16_bits_are_renumbered_and_too_many_are_refused() -> None:
+    plane = np.array([[0, 70_000, 1_000_000]], np.int32)
+    assert from_raster(plane, OBJECTS).raster.tolist() == [[0, 1, 2]]
+    with pytest.raises(FaultyFile, match="too many objects: expected at most 65,534"):
+        check_values(survey(np.arange(65_536, dtype=np.int32).reshape(256, 256)), OBJECTS)
+
+
+def test_an_object_id_in_pieces_is_noted() -> None:
+    plane = np.array([[1, 0, 1, 0, 2]], np.uint16)
+    assert faults(from_raster(plane, OBJECTS)) == [("noted", "object in pieces")]
+
+
+@settings(deadline=None, max_examples=50)
+@given(arrays(np.uint16, st.tuples(st.integers(1, 8), st.integers(1, 8)), elements=st.integers(0, 65534)))
+def test_renumbering_keeps_the_objects(plane: np.ndarray) -> None:
+    label = from_raster(plane, Meaning("objects", None, "")) if not survey(plane).only_white else None
+    if label is not None:
+        assert difference(label.raster, plane) is None
+        assert sorted(np.unique(label.raster[label.raster > 0])) == list(range(1, label.count + 1))
+
+
+@pytest.mark.parametrize(
+    ("plane", "expected", "listed"),
+    [
+        (np.array([[True, False]]), [[255, 0]], []),
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [[0, 128, 255]], ["float mask"]),
+        (np.array([[0.0, 3.0]], np.float32), [[0, 3]], ["float mask"]),
+        (np.array([[0, 3]], np.int32), [[0, 3]], []),
+    ],
+)
+def test_planes_of_any_dtype_become_integers(plane: np.ndarray, expected: list, listed: list[str]) -> None:
+    whole, remarks = integers(plane)
+    assert whole.dtype.kind in "ui" and whole.tolist() == expected
+    assert [remark.fault for remark in remarks] == listed
+
+
+@pytest.mark.parametrize("bad", [[[-1.0, 0.0]], [[np.nan, 1.0]], [[0.5, 3.0]], [[np.inf, 1.0]]])
+def test_floats_that_mean_nothing_are_refused(bad: list) -> None:
+    with pytest.raises(FaultyFile, match="unknown range of values"):
+        integers(np.array(bad, np.float32))

@@ -1,0 +1,174 @@
+"""The loop: an interrupted run ends with the same bytes, budgets become steps, and failures say what to change."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Config, load_config
+from pipeline.training import TrainingFailed, fit, schedule
+
+SETTINGS = ("compute.device=cpu", "compute.precision=fp32", "compute.threads=1", "train.steps=24", "train.batch=4",
+            "train.validations=4", "train.learning_rate=0.01")  # fmt: skip
+
+
+class Interrupted(Exception):
+    """Stands for a kill at a step."""
+
+
+class Crops(torch.utils.data.Dataset):
+    """Noise to be doubled; sample n is a function of n alone."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+        image = torch.from_numpy(np.random.default_rng(n).random((3, 8, 8), np.float32))
+        return {"image": image, "target": 2 * image}
+
+
+class Doubling:
+    """Learns to double its input, with dropout and batch norm, so that hidden state matters."""
+
+    def __init__(self, config: Config) -> None:
+        torch.manual_seed(config.seed)
+        self.network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(0.3), nn.ReLU(), nn.Conv2d(8, 3, 1))
+        self.config = config
+
+    interrupt_at: int | None = None
+    poison_at: int | None = None
+    steps_taken = 0
+
+    def crops(self, workers: int) -> Crops:
+        return Crops()
+
+    def step(self, network: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        type(self).steps_taken += 1
+        if type(self).steps_taken == type(self).interrupt_at:
+            raise Interrupted
+        loss = (network(batch["image"]) - batch["target"]).square().mean()
+        return loss * math.nan if type(self).steps_taken == type(self).poison_at else loss
+
+    def validate(self, predict) -> dict[str, float]:
+        with torch.no_grad():
+            error = float(sum((predict.network(item["image"][None]) - item["target"]).abs().mean() for item in map(Crops().__getitem__, range(5))))
+        return {"validation_dice": 1 - error / 5, "validation_iou": 1 - error / 5, "validation_score": 1 - error / 5}
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    Doubling.interrupt_at = Doubling.poison_at = None
+    Doubling.steps_taken = 0
+
+
+def train(folder: Path, *overrides: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    fit(Doubling, load_config(None, [*SETTINGS, *overrides]), "sigmoid", folder)
+    return folder
+
+
+def same_files(one: Path, other: Path) -> bool:
+    names = ["last.pt", "best.pt", "history.csv"]
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_two_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
+    assert same_files(train(tmp_path / "one"), train(tmp_path / "two"))
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    assert not same_files(train(tmp_path / "one"), train(tmp_path / "two", "seed=2"))
+
+
+@pytest.mark.parametrize("step", [3, 7, 12, 24])
+def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path, step: int) -> None:
+    whole = train(tmp_path / "whole")
+    Doubling.steps_taken, Doubling.interrupt_at = 0, step
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut")
+    Doubling.interrupt_at = None
+    assert same_files(whole, train(tmp_path / "cut"))
+
+
+def test_loader_workers_change_nothing(tmp_path: Path) -> None:
+    assert same_files(train(tmp_path / "none"), train(tmp_path / "two", "compute.workers=2"))
+
+
+def test_history_has_a_row_a_validation(tmp_path: Path) -> None:
+    with (train(tmp_path / "run") / "history.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["step"]) for row in rows] == [6, 12, 18, 24]
+    assert float(rows[-1]["validation_score"]) > float(rows[0]["validation_score"])
+    assert rows[0]["best"] == "1"
+    assert float(rows[-1]["epoch"]) == 24 * 4 / 10
+
+
+def test_training_stops_early_when_validation_does_not_gain(tmp_path: Path) -> None:
+    folder = train(tmp_path / "run", "train.patience=1", "train.learning_rate=1e-12", "train.average=0", "train.steps=40", "train.validations=8")
+    with (folder / "history.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) < 8
+
+
+def test_a_loss_that_is_no_number_says_what_to_change_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
+    Doubling.poison_at = 15
+    with pytest.raises(TrainingFailed, match=r"expected a loss, found nan.*last\.pt.*Lower train\.learning_rate"):
+        train(tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert state["step"] == 12
+    assert all(torch.isfinite(value).all() for value in state["network"].values())
+
+
+def test_a_batch_that_does_not_fit_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(self, network, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Doubling, "step", exhausted)
+    with pytest.raises(TrainingFailed, match=r"does not hold a batch of 4 crops.*halve train\.batch"):
+        train(tmp_path / "run")
+
+
+def test_minutes_become_steps_once_and_are_frozen(tmp_path: Path) -> None:
+    from pipeline.training import read_frozen
+
+    folder = train(tmp_path / "run", "train.minutes=0.02", "train.validations=2")
+    frozen = read_frozen(folder)
+    assert frozen.train.minutes is None
+    assert frozen.train.steps > 1
+    assert frozen.compute.precision == "fp32"
+    before = (folder / "config.yaml").read_bytes()
+    train(folder, "train.minutes=0.02", "train.validations=2")
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_a_budget_without_room_for_a_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="leave no time for a step"):
+        train(tmp_path / "run", "train.minutes=0.00001")
+
+
+def test_the_schedule_rises_then_falls_to_nothing() -> None:
+    settings = load_config(None, ["train.steps=100", "train.warm_up=0.1"]).train
+    values = [schedule(step, settings) for step in range(100)]
+    assert values[0] == pytest.approx(0.1)
+    assert values[9] == pytest.approx(1.0)
+    assert max(values) <= 1.0
+    assert values[55] == pytest.approx(0.5)
+    assert values[99] < 0.001
+    assert all(later < earlier for earlier, later in zip(values[10:], values[11:], strict=False))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """The batch is shared out; ranks end with equal weights, near those of one process with the same global batch."""
+    one = train(tmp_path / "one", "train.average=0")
+    two = train(tmp_path / "two", "train.average=0", "compute.devices=2")
+    states = [torch.load(folder / "last.pt", weights_only=True) for folder in (one, two)]
+    assert states[0]["step"] == states[1]["step"] == 24
+    assert states[1]["network"].keys() == states[0]["network"].keys()
+    scores = [state["best_score"] for state in states]
+    assert abs(scores[0] - scores[1]) < 0.2
