@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     _takes_config(_command(commands, "config", "print the resolved settings", _print_config))
     summary = _command(commands, "summary", "print the network's table of layers", _print_summary)
     _takes_config(summary)
-    summary.add_argument("--reference", action="store_true", help="the U-Net of the paper: 1 x 572 x 572, 2 classes, unpadded")
+    summary.add_argument(
+        "--reference", action="store_true", help="the U-Net of the paper: 1 x 572 x 572, 2 classes, unpadded"
+    )
     summary.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="image size, default the crop")
     score = _command(commands, "score", "score a submission against a solution, as the competition does", _score)
     score.add_argument("solution", type=Path, help="the solution, in Kaggle's format")
@@ -100,12 +102,21 @@ def _command(
 
 
 def _takes_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-c", "--config", type=Path, default=None, help=f"YAML file of settings (default {DEFAULT_CONFIG})")
+    command.add_argument(
+        "-c", "--config", type=Path, default=None, help=f"YAML file of settings (default {DEFAULT_CONFIG})"
+    )
     command.add_argument("settings", nargs="*", metavar="key.path=value", help="settings laid over the file's")
 
 
 def _stage_help(stage: Stage) -> str:
-    lines = [f"{stage.name}: {stage.summary}.", "", f"reads   {stage.reads}", f"writes  {stage.writes}", "", "settings:"]
+    lines = [
+        f"{stage.name}: {stage.summary}.",
+        "",
+        f"reads   {stage.reads}",
+        f"writes  {stage.writes}",
+        "",
+        "settings:",
+    ]
     for key in stage.settings:
         field = Config.model_fields[key]
         if hasattr(field.annotation, "model_fields"):
@@ -166,14 +177,19 @@ def _print_config(options: argparse.Namespace) -> None:
 
 def _print_summary(options: argparse.Namespace) -> None:
     from pipeline.networks import summary
-    from pipeline.tasks.segmentation import channels_for
+    from pipeline.outputs import Outputs
+    from pipeline.records.case import read_cases
+    from pipeline.targets import channels_of
 
     if options.reference:
         reference = Config.model_validate({"train": {"network": {"width": 64, "padded": False}}})
         print(summary(reference.train.network, 1, 2, *(options.size or (572, 572))))
         return
     config, paths = _load(options)
-    outputs = len(channels_for(config, paths))
+    if paths.cases.exists():
+        outputs = len(Outputs.of(config, read_cases(paths.cases), paths).channels)
+    else:
+        outputs = len(channels_of("boundary" if config.train.target == "auto" else config.train.target))
     height, width = options.size or (config.augment.crop, config.augment.crop)
     print(summary(config.train.network, 3, outputs, height, width))
 

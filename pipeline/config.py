@@ -44,7 +44,7 @@ class IngestSettings(Settings):
     threshold: int = Field(default=127, ge=0, le=65534)
     """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed."""
     group_csv: Path | None = None
-    """CSV with the columns case_id and group (optionally stratum), joined on the case id; relative to the raw folder."""
+    """CSV with the columns case_id and group (optionally stratum), joined on the case id; below the raw folder."""
     group_pattern: str | None = None
     """Regular expression on the case id whose first group is the case's group (patient, slide, field)."""
     allow_empty: bool = False
@@ -197,8 +197,9 @@ class TrainSettings(Settings):
     """The network."""
     loss: LossSettings = LossSettings()
     """The loss."""
-    intensity: Literal["stored", "stretch"] = "stretch"
-    """How an image enters the network: as stored, or stretched so that its 0.5th to 99.5th percentile fills the range."""
+    intensity: Literal["stored", "stretch"] = "stored"
+    """How an image enters the network: as stored, or stretched so that its 0.5th to 99.5th percentile fills the range,
+    which makes dim and bright fluorescence alike."""
     steps: int = Field(default=600, ge=1)
     """Optimiser steps; the schedule ends with them."""
     minutes: float | None = Field(default=None, gt=0.0)
@@ -216,7 +217,7 @@ class TrainSettings(Settings):
     average: float = Field(default=0.995, ge=0.0, lt=1.0)
     """Decay of the average of the weights over time (EMA), which is what validation, best and predict use; 0: off."""
     balance: Share = 0.5
-    """0: every case is drawn alike; 1: every stratum is drawn alike; between: the strata's shares to the power 1 - balance."""
+    """0: every case is drawn alike; 1: every stratum is; between: the strata's shares to the power 1 - balance."""
     validations: int = Field(default=10, ge=1)
     """How often the validation part is scored; each also writes a checkpoint."""
     patience: int = Field(default=0, ge=0)
@@ -409,7 +410,7 @@ def describe(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from describe(field.annotation, f"{path}.")
         else:
-            default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+            default = field.get_default(call_default_factory=True)
             meaning = " ".join((field.description or "").split())
             yield path, _words(field.annotation), default, meaning
 

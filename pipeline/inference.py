@@ -80,7 +80,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _forward(self, tiles: np.ndarray) -> np.ndarray:
-        """Map (N, height, width, 3) uint8 to (N, channels, height, width) float32, whatever the network's own output size."""
+        """Map (N, height, width, 3) uint8 to (N, channels, height, width) float32, at the tiles' own size."""
         height, width = tiles.shape[1:3]
         margin, stride = self.network.margin, self.network.stride
         input_height, input_width = self.network.input_size(-(-height // stride), -(-width // stride))
@@ -106,6 +106,7 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
 
 def blending_window(height: int, width: int) -> np.ndarray:
     """Weights (height, width) float32 that fall to the edges (a raised cosine), never to 0, so that no seam shows."""
+
     def side(length: int) -> np.ndarray:
         return np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2 + 1e-3
 

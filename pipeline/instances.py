@@ -86,7 +86,9 @@ def drop_small(objects: np.ndarray, minimum_size: int) -> np.ndarray:
     keep = sizes >= max(minimum_size, 1)
     keep[0] = False
     if keep.sum() > MAXIMUM_OBJECTS:
-        raise ValueError(f"expected at most {MAXIMUM_OBJECTS:,} objects in one image, found {keep.sum():,}; cut it into tiles")
+        raise ValueError(
+            f"expected at most {MAXIMUM_OBJECTS:,} objects in one image, found {keep.sum():,}; cut it into tiles"
+        )
     ids = np.zeros(len(sizes), np.uint16)
     ids[keep] = np.arange(1, keep.sum() + 1)
     return ids[objects]
@@ -119,7 +121,9 @@ def _grid(outputs: Outputs) -> list[Thresholds]:
     return [Thresholds(*values) for values in itertools.product(FOREGROUND_GRID, SEED_GRID, SIZE_GRID)]
 
 
-def _score_grid(probabilities: np.ndarray, truth: np.ndarray, outputs: Outputs, grid: Sequence[Thresholds]) -> list[float]:
+def _score_grid(
+    probabilities: np.ndarray, truth: np.ndarray, outputs: Outputs, grid: Sequence[Thresholds]
+) -> list[float]:
     if not outputs.has_objects:
         return [outputs.score(truth, label_raster(probabilities, outputs, candidate))["dice"] for candidate in grid]
     scores = []

@@ -1,4 +1,4 @@
-"""A competition's files from Kaggle (or from a folder) into data/raw/, and a submission back, with Kaggle's own clients."""
+"""A competition's files from Kaggle (or a folder) into data/raw/, and a submission back, with Kaggle's own clients."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def fetch(dataset: str, source: Path | None, raw: Path) -> None:
         print(f"Written: {raw / dataset}\nNext:    make train")
         return
     if dataset not in COMPETITIONS:
-        raise ValueError(f"{dataset}: expected one of sample, {', '.join(COMPETITIONS)}; for files of your own put them into "
+        raise ValueError(f"{dataset}: expected one of sample, {', '.join(COMPETITIONS)}; put files of your own into "
                          f"{raw / dataset} and give a config with dataset: {dataset}")  # fmt: skip
     competition, target = COMPETITIONS[dataset], raw / dataset
     if source is not None:
@@ -91,7 +91,7 @@ def _take(source: Path, target: Path) -> None:
             shutil.copyfile(file, aside)
     if differing:
         raise ValueError(
-            f"{len(differing)} files are there already with another content and were left alone ({', '.join(differing[:5])}); "
+            f"{len(differing)} files are there already, with another content, and stay ({', '.join(differing[:5])}); "
             f"remove them, then run this again"
         )
 
@@ -102,12 +102,17 @@ def _download(competition: Competition, target: Path) -> None:
         import kagglehub
         from kagglehub.exceptions import KaggleApiHTTPError, UnauthenticatedError
     except ImportError as error:
-        raise ValueError(f"{error}: install Kaggle's clients with `pip install 'stainseg[kaggle]'`, or {how_to_get(dataset, target)}") from error
+        raise ValueError(
+            f"{error}: install Kaggle's clients with `pip install 'stainseg[kaggle]'`, or {how_to_get(dataset, target)}"
+        ) from error
     try:
         folder = Path(kagglehub.competition_download(competition.name))
     except (UnauthenticatedError, KaggleApiHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{competition.name} could not be downloaded ({reason[0][:200]}).\n{CREDENTIALS}; or\n{how_to_get(dataset, target)}") from error
+        raise ValueError(
+            f"{competition.name} could not be downloaded ({reason[0][:200]}).\n{CREDENTIALS}; or\n"
+            f"{how_to_get(dataset, target)}"
+        ) from error
     _take(folder, target)
 
 
@@ -122,7 +127,9 @@ def hand_in(config: Config, paths: Paths) -> None:
     known = COMPETITIONS.get(config.dataset)
     name = config.submit.competition or (known.name if known else None)
     if name is None:
-        raise ValueError(f"{config.dataset} is no competition of Kaggle's that is known here; name it with submit.competition=<name>")
+        raise ValueError(
+            f"{config.dataset} is no competition of Kaggle's that is known here; name it with submit.competition=<name>"
+        )
     try:
         # The client reads its credentials when it is imported, and leaves the process where there are none.
         from kaggle import api

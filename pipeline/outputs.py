@@ -21,8 +21,8 @@ class Outputs:
     """The channels of a segmenter.
 
     target: binary, classes, boundary, distance or boundary_distance; channels: a name each; activation: sigmoid (each
-    channel alone) or softmax (the channels of a pixel sum to 1); label_kind: what the labels hold, so what a mask of the
-    prediction holds: instance (an id an object) or semantic (class ids).
+    channel alone) or softmax (the channels of a pixel sum to 1); label_kind: what labels and
+    predicted masks hold: instance (an id an object) or semantic (class ids).
     """
 
     target: str
@@ -65,5 +65,7 @@ class Outputs:
                 f"take train.target=binary or classes, or tell ingest that they are objects: ingest.label_kind=instance"
             )
         if kinds == {"instance"} and target == "classes":
-            raise ValueError("train.target: classes needs class rasters, found object ids; take boundary, distance or binary")
+            raise ValueError(
+                "train.target: classes needs class rasters, found object ids; take boundary, distance or binary"
+            )
         return cls(target, channels_of(target, classes), "softmax" if target == "classes" else "sigmoid", *kinds)

@@ -41,7 +41,7 @@ class TrainedRun:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["network"])
         network.to(compute.device).eval()
         if compute.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
         return Predictor(network, self.outputs.activation, self.config.train.intensity, settings, compute)
 
     def compute_here(self, wanted: ComputeSettings) -> ComputeSettings:
@@ -51,7 +51,11 @@ class TrainedRun:
         """
         here = device.freeze(wanted)
         same = here.device == self.config.compute.device and wanted.precision == "auto"
-        return here.model_copy(update={"precision": self.config.compute.precision}) if same and _has(self.config, here) else here
+        return (
+            here.model_copy(update={"precision": self.config.compute.precision})
+            if same and _has(self.config, here)
+            else here
+        )
 
     def chosen(self) -> dict[str, Any]:
         """Return thresholds.json: the thresholds, and the cases that trained or chose them.
@@ -60,7 +64,9 @@ class TrainedRun:
         """
         file = self.folder / THRESHOLDS
         if not file.exists():
-            raise ValueError(f"{file}: expected the thresholds tuned at the end of training, found nothing; run `make train`")
+            raise ValueError(
+                f"{file}: expected the thresholds tuned at the end of training, found nothing; run `make train`"
+            )
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def thresholds(self) -> Thresholds:

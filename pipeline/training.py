@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pipeline import device
 from pipeline.config import Config, TrainSettings, dump_config
 from pipeline.inference import Predictor
+from pipeline.networks import Network
 from pipeline.records.files import write_bytes, write_text
 from pipeline.trained import BEST, FROZEN
 
@@ -33,7 +35,9 @@ CALIBRATION_STEPS = 12
 class Task(Protocol):
     """What the loop needs of a task."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
 
     def crops(self, workers: int) -> Dataset[dict[str, torch.Tensor]]:
         """Return the training samples; sample n is a function of (seed, n) only."""
@@ -50,7 +54,7 @@ class TrainingFailed(ValueError):
 
 
 def fit(build: Callable[[Config], Task], config: Config, activation: str, folder: Path) -> Config:
-    """Train a task until its steps are done, carrying on from the last checkpoint in the folder; return the frozen settings.
+    """Train a task until its steps are done, carrying on from the folder's last checkpoint; return the frozen settings.
 
     build makes the task from frozen settings, the same each time. Writes last.pt, best.pt (averaged weights of the best
     validation), history.csv and config.yaml (every automatic choice replaced by what was taken).
@@ -64,7 +68,7 @@ def fit(build: Callable[[Config], Task], config: Config, activation: str, folder
         strategy="ddp_spawn" if compute.devices > 1 else "auto",
         precision=device.FABRIC_PRECISION[compute.precision],  # type: ignore[arg-type]
     )
-    fabric.launch(_fit_in_process, build, frozen, activation, folder)
+    fabric.launch(_fit_in_process, build, frozen, activation, folder)  # type: ignore[arg-type]
     return read_frozen(folder)
 
 
@@ -83,7 +87,9 @@ def read_frozen(folder: Path) -> Config:
     return Config.model_validate(yaml.safe_load((folder / FROZEN).read_text(encoding="utf-8")))
 
 
-def _fit_in_process(fabric: Fabric, build: Callable[[Config], Task], config: Config, activation: str, folder: Path) -> None:
+def _fit_in_process(
+    fabric: Fabric, build: Callable[[Config], Task], config: Config, activation: str, folder: Path
+) -> None:
     torch.set_num_threads(config.compute.threads)
     if config.compute.device == "cuda":
         torch.backends.cudnn.deterministic = True
@@ -109,16 +115,21 @@ class _Loop:
                 f"train.batch: expected a multiple of the {fabric.world_size} processes, found {self.settings.batch}"
             )
         if config.compute.channels_last:
-            task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            task.network.to(memory_format=torch.channels_last)
         optimiser = torch.optim.AdamW(
             _decay_groups(task.network, self.settings.weight_decay), lr=self.settings.learning_rate, foreach=True
         )
         self.network, self.optimiser = fabric.setup(task.network, optimiser)
-        average = get_ema_multi_avg_fn(self.settings.average)
-        self.averaged = AveragedModel(task.network, multi_avg_fn=average, use_buffers=True)
+        self.averaged = AveragedModel(
+            task.network, multi_avg_fn=moving_average(self.settings.average), use_buffers=True
+        )
         self.predictor = Predictor(
-            self.averaged.module, activation, self.settings.intensity, config.predict.model_copy(update={"flips": "none"}), config.compute
-        )  # fmt: skip
+            cast(Network, self.averaged.module),
+            activation,
+            self.settings.intensity,
+            config.predict.model_copy(update={"flips": "none"}),
+            config.compute,
+        )
         self.step = 0
         self.best_score = -math.inf
         self.validations_without_gain = 0
@@ -131,7 +142,13 @@ class _Loop:
         every = max(1, math.ceil(self.settings.steps / self.settings.validations))
         saved = time.monotonic()
         stop = self.settings.patience and self.validations_without_gain >= self.settings.patience
-        bar = tqdm(total=self.settings.steps, initial=self.step, desc="train", unit="step", disable=None if self.fabric.is_global_zero else True)
+        bar = tqdm(
+            total=self.settings.steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            disable=None if self.fabric.is_global_zero else True,
+        )
         running = None
         with bar:
             while self.step < self.settings.steps and not stop:
@@ -144,8 +161,10 @@ class _Loop:
                 if self.step % 10 == 0 or validates or overdue:
                     self._check(running)
                     rate = bar.format_dict["rate"]
-                    bar.set_postfix({"loss": f"{running:.3f}", "val Dice": f"{self.history[-1]['validation_dice']:.3f}" if self.history else "-",
-                                     "images/s": f"{rate * self.settings.batch:.1f}" if rate else "-"}, refresh=False)  # fmt: skip
+                    shown = {"loss": f"{running:.3f}", "images/s": f"{rate * self.settings.batch:.1f}" if rate else "-"}
+                    if self.history:
+                        shown["val Dice"] = f"{self.history[-1]['validation_dice']:.3f}"
+                    bar.set_postfix(shown, refresh=False)
                 if validates:
                     stop = self._validate(float(loss))
                 if validates or overdue:
@@ -168,7 +187,9 @@ class _Loop:
             if "not enough memory" in str(error) or "can't allocate memory" in str(error):
                 raise TrainingFailed(self._out_of_memory(str(error))) from error
             raise
-        self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.settings.gradient_clip, error_if_nonfinite=False)
+        self.fabric.clip_gradients(
+            self.network, self.optimiser, max_norm=self.settings.gradient_clip, error_if_nonfinite=False
+        )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.settings.average:
@@ -178,14 +199,15 @@ class _Loop:
     def _out_of_memory(self, detail: str) -> str:
         return (
             f"step {self.step}: the device's memory does not hold a batch of {self.settings.batch} crops of "
-            f"{self.config.augment.crop} pixels ({detail.splitlines()[0][:120]}); halve train.batch, or lower augment.crop or "
-            f"train.network.width"
+            f"{self.config.augment.crop} pixels ({detail.splitlines()[0][:120]}); halve train.batch, "
+            f"or lower augment.crop or train.network.width"
         )
 
     def _check(self, loss: torch.Tensor) -> None:
         if not math.isfinite(float(loss)):
             raise TrainingFailed(
-                f"step {self.step}: expected a loss, found {float(loss)}. The last good weights are in {self.folder / LAST}. "
+                f"step {self.step}: expected a loss, found {float(loss)}. The last good weights are in "
+                f"{self.folder / LAST}. "
                 f"Lower train.learning_rate (now {self.settings.learning_rate:g}), lengthen train.warm_up, "
                 f"or take compute.precision=fp32 (now {self.config.compute.precision})"
             )
@@ -269,11 +291,31 @@ class _Loop:
             self.crops, batch_sampler=plan, num_workers=workers, pin_memory=self.config.compute.device == "cuda",
             multiprocessing_context="forkserver" if workers else None, prefetch_factor=4 if workers else None,
         )  # fmt: skip
-        return iter(self.fabric.setup_dataloaders(loader, use_distributed_sampler=False))
+        return iter(cast(DataLoader[Any], self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)))
+
+
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return the update of an exponential average whose memory grows with the steps up to the decay.
+
+    The decay of step n is min(decay, (1 + n) / (10 + n)): a constant one would keep the random start for its first
+    1 / (1 - decay) steps.
+    """
+
+    @torch.no_grad()
+    def update(averages: Any, currents: Any, count: Any) -> None:
+        steps = float(count)
+        share = 1 - min(decay, (1 + steps) / (10 + steps))
+        for average, current in zip(averages, currents, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current.to(average.dtype), share)
+            else:
+                average.copy_(current)
+
+    return update
 
 
 def schedule(step: int, settings: TrainSettings) -> float:
-    """Share of the peak learning rate at a step: a linear rise over the warm-up, then a cosine to 0 at the last step."""
+    """Share of the peak learning rate at a step: a linear rise, then a cosine to 0 at the last step."""
     warm_up = max(1, round(settings.warm_up * settings.steps))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -286,7 +328,9 @@ def calibrate(fabric: Fabric, task: Task, config: Config, activation: str) -> in
     The first steps, which allocate and choose kernels, are not counted.
     """
     assert config.train.minutes is not None
-    trial = config.model_copy(update={"train": config.train.model_copy(update={"steps": CALIBRATION_STEPS, "track": ()})})
+    trial = config.model_copy(
+        update={"train": config.train.model_copy(update={"steps": CALIBRATION_STEPS, "track": ()})}
+    )
     loop = _Loop(fabric, task, trial, activation, Path())
     samples = loop._batches()
     times = []
@@ -304,8 +348,9 @@ def calibrate(fabric: Fabric, task: Task, config: Config, activation: str) -> in
     steps = int((budget - validation) / step)
     if steps < 1:
         raise TrainingFailed(
-            f"train.minutes: {config.train.minutes:g} leave no time for a step ({step:.2f} s) beside {config.train.validations} "
-            f"validations ({validation:.0f} s together); raise train.minutes or lower train.validations"
+            f"train.minutes: {config.train.minutes:g} leave no time for a step ({step:.2f} s) beside "
+            f"{config.train.validations} validations ({validation:.0f} s together); "
+            f"raise train.minutes or lower train.validations"
         )
     print(f"train     a step takes {step:.2f} s here: {steps} steps fill {config.train.minutes:g} minutes")
     return steps
@@ -315,8 +360,18 @@ def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically; the same state gives the same bytes."""
     # Into memory first: a file's own name would become part of the archive.
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_one_object_a_value(state), buffer)
     write_bytes(file, buffer.getvalue())
+
+
+def _one_object_a_value(value: Any) -> Any:
+    # Pickle writes an object seen before as a reference; which equal strings and containers are one object differs
+    # between a resumed and an uninterrupted run.
+    if isinstance(value, dict):
+        return {_one_object_a_value(key): _one_object_a_value(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_one_object_a_value(entry) for entry in value])
+    return sys.intern(str(value)) if isinstance(value, str) else value
 
 
 def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -336,9 +391,13 @@ class Trackers:
                 from torch.utils.tensorboard import SummaryWriter
 
                 writer = SummaryWriter(folder / ".tensorboard")
-                self.writers.append(
-                    lambda row: [writer.add_scalar(key, value, row["step"]) for key, value in row.items()] and writer.flush()
-                )  # fmt: skip
+
+                def to_tensorboard(row: dict[str, Any]) -> None:
+                    for key, value in row.items():
+                        writer.add_scalar(key, value, row["step"])
+                    writer.flush()
+
+                self.writers.append(to_tensorboard)
             if "mlflow" in names:
                 import mlflow
 
@@ -346,12 +405,15 @@ class Trackers:
                 mlflow.set_experiment("stainseg")
                 mlflow.start_run(run_name=config.run)
                 mlflow.log_params({"dataset": config.dataset, "seed": config.seed, "steps": config.train.steps})
-                self.writers.append(lambda row: mlflow.log_metrics({key: float(value) for key, value in row.items()}, step=row["step"]))
+                self.writers.append(
+                    lambda row: mlflow.log_metrics({key: float(value) for key, value in row.items()}, step=row["step"])
+                )
         except ImportError as error:
-            raise TrainingFailed(f"train.track: {error}; install the trackers with `pip install 'stainseg[tracking]'`") from error
+            raise TrainingFailed(
+                f"train.track: {error}; install the trackers with `pip install 'stainseg[tracking]'`"
+            ) from error
 
     def log(self, row: dict[str, Any]) -> None:
         """Hand one row of the history to every tracker."""
         for writer in self.writers:
             writer(row)
-

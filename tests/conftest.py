@@ -44,3 +44,14 @@ def dsb2018() -> Path:
 def real_data() -> Path:
     """The folder of other real images."""
     return _real("real")
+
+
+@pytest.fixture(scope="session")
+def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded sample, written once for the whole suite; never changed by a test."""
+    from pipeline.sample import write_sample
+
+    folder = tmp_path_factory.mktemp("written") / "raw" / "sample"
+    folder.parent.mkdir()
+    write_sample(folder)
+    return folder

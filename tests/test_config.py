@@ -23,7 +23,9 @@ def test_every_mistake_is_in_one_message(tmp_path: Path) -> None:
 
 
 def test_setting_in_the_wrong_section_is_pointed_to() -> None:
-    with pytest.raises(ConfigError, match=r"split\.learning_rate: unknown setting; did you mean train\.learning_rate\?"):
+    with pytest.raises(
+        ConfigError, match=r"split\.learning_rate: unknown setting; did you mean train\.learning_rate\?"
+    ):
         load_config(None, ["split.learning_rate=0.1"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,9 @@ def picture(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("length", "tile", "overlap"), [(10, 64, 0.25), (64, 64, 0.0), (65, 64, 0.25), (1000, 256, 0.5), (257, 128, 0.75)])
+@pytest.mark.parametrize(
+    ("length", "tile", "overlap"), [(10, 64, 0.25), (64, 64, 0.0), (65, 64, 0.25), (1000, 256, 0.5), (257, 128, 0.75)]
+)
 def test_tiles_cover_everything_and_overlap_enough(length: int, tile: int, overlap: float) -> None:
     starts = tile_starts(length, tile, overlap)
     covered = np.zeros(length, int)
@@ -38,7 +42,7 @@ def test_tiles_cover_everything_and_overlap_enough(length: int, tile: int, overl
         covered[start : start + tile] += 1
     assert covered.min() >= 1
     assert starts[0] == 0 and starts[-1] == max(0, length - tile)
-    assert all(later - earlier <= tile * (1 - overlap) + 1 for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later - earlier <= tile * (1 - overlap) + 1 for earlier, later in itertools.pairwise(starts))
 
 
 def test_blending_weights_are_symmetric_and_never_zero() -> None:
@@ -68,7 +72,9 @@ def test_flips_make_the_result_equivariant() -> None:
     np.testing.assert_allclose(np.rot90(predict(image), axes=(1, 2)), predict(np.rot90(image)), atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"padded": False}, {"output_stride": 4}, {"padded": False, "output_stride": 2}, {}])
+@pytest.mark.parametrize(
+    "settings", [{"padded": False}, {"output_stride": 4}, {"padded": False, "output_stride": 2}, {}]
+)
 @pytest.mark.parametrize("size", [(64, 64), (37, 90)])
 def test_every_network_gives_one_value_a_pixel(settings: dict, size: tuple[int, int]) -> None:
     torch.manual_seed(1)

@@ -30,11 +30,8 @@ PIXELS = "3dfddb3ce50667e07885607e36de05b5ea428c4e1916832e9564aa7d4e9cf12e"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample") / "raw" / "sample"
-    folder.parent.mkdir()
-    write_sample(folder)
-    return folder
+def folder(sample_folder: Path) -> Path:
+    return sample_folder
 
 
 @pytest.fixture(scope="module")

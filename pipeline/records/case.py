@@ -57,7 +57,9 @@ def read_cases(file: Path) -> list[Case]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{number}: expected one JSON object a line, found {line[:60]!r}: {error}") from error
+            raise ValueError(
+                f"{file}:{number}: expected one JSON object a line, found {line[:60]!r}: {error}"
+            ) from error
         if not isinstance(entry, dict) or set(entry) - known or not known - {"classes"} <= set(entry):
             raise ValueError(f"{file}:{number}: expected the keys {sorted(known)}, found {sorted(entry)}")
         cases.append(Case(**entry))

@@ -53,7 +53,9 @@ def read_manifest(file: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: expected a stage's manifest, found {error!r}; delete it and run the stage again") from error
+        raise ValueError(
+            f"{file}: expected a stage's manifest, found {error!r}; delete it and run the stage again"
+        ) from error
 
 
 def changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
@@ -70,7 +72,7 @@ def changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> 
 
 
 def list_outputs(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """Files that a stage wrote: everything in its folder, or below the names it owns in a shared one; no hidden files."""
+    """Files that a stage wrote: all in its folder, or below the names it owns in a shared one; no hidden ones."""
     tops = [folder] if not names else [folder / name for name in names]
     files = [file for top in tops for file in ([top] if top.is_file() else top.rglob("*")) if file.is_file()]
     return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
@@ -83,6 +85,7 @@ def describe_outputs(folder: Path, files: list[Path]) -> dict[str, list[Any]]:
 
 def damaged_outputs(folder: Path, manifest: Manifest) -> list[str]:
     """Outputs that are gone or have another size than the manifest says."""
+
     def intact(name: str, size: int) -> bool:
         file = folder / name
         return file.is_file() and file.stat().st_size == size
@@ -135,7 +138,11 @@ def provenance(seed: int, seconds: float, root: Path) -> dict[str, Any]:
 def _commit(root: Path) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None

@@ -16,7 +16,9 @@ def read_image(file: Path) -> np.ndarray:
     """Read an ingested image: (height, width, 3) uint8 RGB. Raises ValueError where the file is no such image."""
     image = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f"{file}: expected an image, found bytes that no decoder reads; delete it and run ingest again")
+        raise ValueError(
+            f"{file}: expected an image, found bytes that no decoder reads; delete it and run ingest again"
+        )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
@@ -30,7 +32,7 @@ def read_label(file: Path) -> np.ndarray:
 
 
 def write_png(file: Path, raster: np.ndarray) -> None:
-    """Write (height, width, 3) uint8 RGB or (height, width) uint8 or uint16 as PNG, atomically, the same bytes each time."""
+    """Write (height, width, 3) uint8 RGB or (height, width) uint8 or uint16 as PNG, atomically."""
     if raster.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{file}: expected uint8 or uint16, found {raster.dtype}")
     stored = cv2.cvtColor(raster, cv2.COLOR_RGB2BGR) if raster.ndim == 3 else raster

@@ -29,7 +29,7 @@ def read_parts(paths: Paths) -> dict[str, list[Case]]:
             unknown.append(case.case_id)
     if unknown:
         raise ValueError(
-            f"{paths.split_table}: expected every labelled case, found none of {len(unknown)} ({', '.join(unknown[:5])}); "
+            f"{paths.split_table}: expected every labelled case, {len(unknown)} miss ({', '.join(unknown[:5])}); "
             f"run `python -m pipeline split` again"
         )
     return parts

@@ -47,29 +47,55 @@ class Stage:
 
 
 STAGES = (
-    Stage("ingest", "check every raw file and write one record an image", "data/raw/<dataset>/",
-          "data/ingest/<dataset>/", (), ("dataset", "ingest"), lambda paths: paths.ingest),
-    Stage("split", "divide groups into train, validation, test and folds, and prove that nothing leaks",
-          "data/ingest/<dataset>/", "data/split/<dataset>/<name>/", ("ingest",), ("seed", "split"), lambda paths: paths.split),
-    Stage("normalise", "bring every image to the stain of one reference, fitted on training cases",
-          "data/ingest/<dataset>/, split.csv", "data/normalise/<dataset>/<method>/", ("ingest", "split"), ("normalise",),
-          lambda paths: paths.normalise),
-    Stage("augment", "show what training will see, and write copies where asked", "training images and labels",
-          "data/augment/<dataset>/<recipe>/", ("ingest", "split", "normalise"), ("seed", "augment"), lambda paths: paths.augment),
-    Stage("train", "train the network and tune thresholds on the validation part", "images, labels, split.csv",
-          "data/train/<run>/", ("ingest", "split", "normalise", "augment"), ("seed", "train", "augment", "predict", "compute"),
-          lambda paths: paths.train),
-    Stage("predict", "write a probability map for every test and unlabelled case", "data/train/<run>/, images",
-          "data/predict/<run>/", ("ingest", "split", "normalise", "train"), ("predict", "compute"), lambda paths: paths.predict),
-    Stage("evaluate", "turn probability maps into masks and score the test part", "data/predict/<run>/, thresholds.json, labels",
-          "reports/<run>/ metrics.json, per_case.csv, masks/", ("ingest", "split", "train", "predict"), ("evaluate", "seed"),
-          lambda paths: paths.reports, ("metrics.json", "per_case.csv", "masks")),
-    Stage("report", "lay everything out on one page", "what the other stages wrote", "reports/<run>/ report.html",
-          ("ingest", "split", "normalise", "augment", "train", "evaluate"), ("report",), lambda paths: paths.reports,
-          ("report.html",)),
-    Stage("submit", "write the competition's file and decode it back", "reports/<run>/masks/, sample_submission.csv",
-          "reports/<run>/ submission.csv", ("ingest", "evaluate"), ("submit",), lambda paths: paths.reports,
-          ("submission.csv",)),
+    Stage(
+        "ingest", "check every raw file and write one record an image",
+        "data/raw/<dataset>/", "data/ingest/<dataset>/",
+        (), ("dataset", "ingest"), lambda paths: paths.ingest,
+    ),
+    Stage(
+        "split", "divide groups into train, validation, test and folds, and prove that nothing leaks",
+        "data/ingest/<dataset>/", "data/split/<dataset>/<name>/",
+        ("ingest",), ("seed", "split"), lambda paths: paths.split,
+    ),
+    Stage(
+        "normalise", "bring every image to the stain of one reference, fitted on training cases",
+        "data/ingest/<dataset>/, split.csv", "data/normalise/<dataset>/<method>/",
+        ("ingest", "split"), ("normalise",), lambda paths: paths.normalise,
+    ),
+    Stage(
+        "augment", "show what training will see, and write copies where asked",
+        "training images and labels", "data/augment/<dataset>/<recipe>/",
+        ("ingest", "split", "normalise"), ("seed", "augment"), lambda paths: paths.augment,
+    ),
+    Stage(
+        "train", "train the network and tune thresholds on the validation part",
+        "images, labels, split.csv", "data/train/<run>/",
+        ("ingest", "split", "normalise", "augment"), ("seed", "train", "augment", "predict", "compute"),
+        lambda paths: paths.train,
+    ),
+    Stage(
+        "predict", "write a probability map for every test and unlabelled case",
+        "data/train/<run>/, images", "data/predict/<run>/",
+        ("ingest", "split", "normalise", "train"), ("predict", "compute"), lambda paths: paths.predict,
+    ),
+    Stage(
+        "evaluate", "turn probability maps into masks and score the test part",
+        "data/predict/<run>/, thresholds.json, labels", "reports/<run>/ metrics.json, per_case.csv, masks/",
+        ("ingest", "split", "train", "predict"), ("evaluate", "seed"), lambda paths: paths.reports,
+        ("metrics.json", "per_case.csv", "masks"),
+    ),
+    Stage(
+        "report", "lay everything out on one page",
+        "what the other stages wrote", "reports/<run>/ report.html",
+        ("ingest", "split", "normalise", "augment", "train", "evaluate"), ("report",), lambda paths: paths.reports,
+        ("report.html",),
+    ),
+    Stage(
+        "submit", "write the competition's file and decode it back",
+        "reports/<run>/masks/, sample_submission.csv", "reports/<run>/ submission.csv",
+        ("ingest", "evaluate"), ("submit",), lambda paths: paths.reports,
+        ("submission.csv",),
+    ),
 )  # fmt: skip
 """The order of the stages, written once."""
 
@@ -146,7 +172,9 @@ def _state(stage: Stage, config: Config, paths: Paths) -> tuple[manifests.Manife
     differences = manifests.changes(manifest.made_from, wanted)
     damaged = manifests.damaged_outputs(stage.folder(paths), manifest)
     if damaged:
-        differences.append(f"{len(damaged)} of its files are gone or changed ({damaged[0]}{', ...' if len(damaged) > 1 else ''})")
+        differences.append(
+            f"{len(damaged)} of its files are gone or changed ({damaged[0]}{', ...' if len(damaged) > 1 else ''})"
+        )
     return manifest, wanted, differences
 
 
@@ -179,7 +207,9 @@ def _run_one(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None
             if _take_back(stage, paths, wanted):
                 print(f"{'':<9} the result of exactly these settings was there already: taken back")
                 return
-    elif (aside_before := _aside(stage, paths, manifests.short_name(wanted))).exists() and _take_back(stage, paths, wanted):
+    elif (aside_before := _aside(stage, paths, manifests.short_name(wanted))).exists() and _take_back(
+        stage, paths, wanted
+    ):
         print(f"{stage.name:<9} taken back from {aside_before}")
         return
     unfinished = stage.unfinished_file(paths)

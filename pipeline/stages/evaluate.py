@@ -22,7 +22,12 @@ PART = "test"
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
     """Return what decides staleness: the maps, the run, the labels, the split."""
-    return [paths.predict / "stage.json", paths.train / "stage.json", paths.ingest / "stage.json", paths.split / "stage.json"]
+    return [
+        paths.predict / "stage.json",
+        paths.train / "stage.json",
+        paths.ingest / "stage.json",
+        paths.split / "stage.json",
+    ]
 
 
 def run(config: Config, paths: Paths) -> list[str]:
@@ -43,7 +48,11 @@ def run(config: Config, paths: Paths) -> list[str]:
     for case in tqdm(parts[PART] + parts["unlabelled"], desc="evaluate", unit="image", disable=None):
         mask = label_raster(read_probabilities(paths.predict / f"{case.case_id}.tif"), trained.outputs, thresholds)
         write_png(paths.reports / "masks" / f"{case.case_id}.png", mask)
-        row: dict[str, Any] = {"case_id": case.case_id, "group": groups.get(case.case_id) or None, "stratum": case.stratum}
+        row: dict[str, Any] = {
+            "case_id": case.case_id,
+            "group": groups.get(case.case_id) or None,
+            "stratum": case.stratum,
+        }
         if case.label is not None:
             rows.append(row | trained.outputs.score(read_label(paths.ingest / case.label), mask))
     table = per_case_table(rows)
@@ -73,7 +82,9 @@ def _excluded(findings: Path) -> dict[str, int]:
     if not findings.exists():
         return {}
     with findings.open(encoding="utf-8", newline="") as stream:
-        return dict(sorted(Counter(row["fault"] for row in csv.DictReader(stream) if row["action"] == "excluded").items()))
+        return dict(
+            sorted(Counter(row["fault"] for row in csv.DictReader(stream) if row["action"] == "excluded").items())
+        )
 
 
 def _table(metrics: dict[str, Any]) -> list[str]:
@@ -84,7 +95,10 @@ def _table(metrics: dict[str, Any]) -> list[str]:
     lines.append(f"{'':<22}{'images':>7}" + "".join(f"{name:>9}" for name in shown))
     for name, entry in [("all", metrics[PART]), *strata.items()]:
         first = entry[shown[0]]
-        cells = "".join(f"{entry[key]['mean']:>9.3f}" if entry.get(key) and entry[key]["mean"] is not None else f"{'-':>9}" for key in shown)
+        cells = "".join(
+            f"{entry[key]['mean']:>9.3f}" if entry.get(key) and entry[key]["mean"] is not None else f"{'-':>9}"
+            for key in shown
+        )
         lines.append(f"{name[:21]:<22}{first['cases']:>7}" + cells)
     bounds = [metrics[PART][key] for key in shown]
     if bounds[0]["low"] is not None:

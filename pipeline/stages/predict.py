@@ -35,7 +35,9 @@ def run(config: Config, paths: Paths) -> list[str]:
         file = paths.predict / f"{case.case_id}.tif"
         if not file.exists():
             write_probabilities(file, predict(read_image(paths.image(case.image))))
-    return [f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images, one map each in {paths.predict}"]
+    return [
+        f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images, one map each in {paths.predict}"
+    ]
 
 
 def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, overrides: Sequence[str] = ()) -> None:
@@ -48,7 +50,8 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     from tqdm import tqdm
 
     from pipeline.instances import label_raster
-    from pipeline.records.decode import IMAGE_SUFFIXES, decode_image
+    from pipeline.records.decode import IMAGE_SUFFIXES, bit_depth, decode, to_rgb
+    from pipeline.records.findings import FaultyFile
     from pipeline.records.rasters import write_png
     from pipeline.reporting.overlays import draw_outlines
     from pipeline.stains import load as load_normaliser
@@ -64,27 +67,35 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     thresholds = trained.thresholds()
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     files = _images(images, IMAGE_SUFFIXES)
-    faults = []
+    faults, remarks = [], []
     for file in tqdm(files, desc="predict", unit="image", disable=None):
         try:
-            image = decode_image(file.read_bytes(), str(file))
-        except ValueError as error:
-            faults.append(str(error))
+            decoded = decode(file.name, file.read_bytes(), "image")
+            image, noted = to_rgb(decoded, bit_depth(decoded.pixels))
+        except FaultyFile as error:
+            faults.append(f"{file}: {error}")
             continue
+        remarks += [f"{file}: {remark.fault}: {remark.detail}" for remark in noted]
         seen = normaliser.transform(image)[0] if normaliser else image
         raster = label_raster(predict(seen), trained.outputs, thresholds)
         write_png(out / f"{file.stem}.png", raster)
         if overlay:
             write_png(out / f"{file.stem}_overlay.png", draw_outlines(image, raster))
+    for remark in remarks:
+        print(f"noted: {remark}")
     print(f"Written: {len(files) - len(faults)} of {len(files)} images to {out}")
     if faults:
-        raise ValueError(f"{len(faults)} of {len(files)} images could not be read:\n" + "\n".join(f"  {fault}" for fault in faults))
+        raise ValueError(
+            f"{len(faults)} of {len(files)} images could not be read:\n" + "\n".join(f"  {fault}" for fault in faults)
+        )
 
 
 def _images(images: Path, suffixes: Sequence[str]) -> list[Path]:
     if not images.exists():
         raise ValueError(f"{images}: expected an image or a folder of images, found nothing")
-    files = [images] if images.is_file() else sorted(file for file in images.iterdir() if file.suffix.lower() in suffixes)
+    files = (
+        [images] if images.is_file() else sorted(file for file in images.iterdir() if file.suffix.lower() in suffixes)
+    )
     if not files:
         raise ValueError(f"{images}: expected images ({', '.join(suffixes)}), found none")
     stems: dict[str, list[str]] = {}
@@ -92,5 +103,7 @@ def _images(images: Path, suffixes: Sequence[str]) -> list[Path]:
         stems.setdefault(file.stem, []).append(file.name)
     clashes = [" and ".join(names) for names in stems.values() if len(names) > 1]
     if clashes:
-        raise ValueError(f"{images}: expected one image a stem, since masks are named by it, found {'; '.join(clashes)}")
+        raise ValueError(
+            f"{images}: expected one image a stem, since masks are named by it, found {'; '.join(clashes)}"
+        )
     return files

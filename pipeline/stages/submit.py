@@ -24,14 +24,14 @@ def run(config: Config, paths: Paths) -> list[str]:
 
     if not paths.sample_submission.exists():
         raise ValueError(
-            f"{paths.sample_submission}: expected the competition's sample submission, found none; put it into {paths.raw} "
+            f"{paths.sample_submission}: expected the competition's sample submission; put it into {paths.raw} "
             f"and run ingest again: the header and the ids of a submission are always the sample's"
         )
     sample = read_sample_file(paths.sample_submission)
     file = paths.reports / "submission.csv"
     written = write_submission(file, LabelFiles(paths.reports / "masks", sample.ids), sample, config.submit.format)
     return [
-        f"{written.rows} rows for {written.images} images ({written.empty_images} without an object), format {written.format}; "
+        f"{written.rows} rows for {written.images} images, {written.empty_images} of them empty, as {written.format}; "
         f"decoded back and equal to the masks",
         f"sha256 {file_hash(file)}",
     ]

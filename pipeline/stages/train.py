@@ -42,7 +42,9 @@ def run(config: Config, paths: Paths) -> list[str]:
     parts = read_parts(paths)
     for part in ("train", "validation"):
         if not parts[part]:
-            raise ValueError(f"{paths.split_table}: expected cases in the part {part}, found none; change split.*_share")
+            raise ValueError(
+                f"{paths.split_table}: expected cases in the part {part}, found none; change split.*_share"
+            )
     outputs = Outputs.of(config, parts["train"] + parts["validation"], paths)
     write_json(paths.train / MODEL, asdict(outputs))
     if config.normalise.method != "none":
@@ -89,7 +91,11 @@ def _tune(paths: Paths, parts: dict[str, list[Case]]) -> tuple[Thresholds, float
         {
             "schema_version": 1,
             "split": paths.split_name,
-            "chosen_on": {"part": "validation", "cases": [case.case_id for case in validation], "score": round(score, 6)},
+            "chosen_on": {
+                "part": "validation",
+                "cases": [case.case_id for case in validation],
+                "score": round(score, 6),
+            },
             "trained_on": [case.case_id for case in parts["train"]],
             "thresholds": thresholds.as_dict(),
         },

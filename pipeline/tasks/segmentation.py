@@ -15,13 +15,14 @@ from pipeline.config import Config
 from pipeline.instances import Thresholds, label_raster
 from pipeline.intensity import INTENSITIES, as_input
 from pipeline.losses import build_loss
-from pipeline.networks import build_network
+from pipeline.networks import Network, build_network
 from pipeline.outputs import Outputs
 from pipeline.records.case import Case
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
 from pipeline.targets import border_weights, fit_target, make_target
 from pipeline.trained import IMAGE_CHANNELS
+
 
 class TrainingCrops(Dataset[dict[str, torch.Tensor]]):
     """Augmented crops of the training cases; crop n is a function of (seed, n) only.
@@ -30,7 +31,9 @@ class TrainingCrops(Dataset[dict[str, torch.Tensor]]):
     count is within one of what the weight says), in an order of the epoch's own.
     """
 
-    def __init__(self, cases: Sequence[Case], paths: Paths, config: Config, outputs: Outputs, workers: int, network: nn.Module) -> None:
+    def __init__(
+        self, cases: Sequence[Case], paths: Paths, config: Config, outputs: Outputs, workers: int, network: Network
+    ) -> None:
         cv2_single_threaded()
         self.cases = sorted(cases, key=lambda case: case.case_id)
         self.paths = paths
@@ -91,7 +94,7 @@ class TrainingCrops(Dataset[dict[str, torch.Tensor]]):
 
 def draw_weights(strata: Sequence[str | None], balance: float) -> np.ndarray:
     """Return each case's probability of being drawn: a stratum's share to the power 1 - balance, even within it."""
-    names, inverse, counts = np.unique([stratum or "" for stratum in strata], return_inverse=True, return_counts=True)
+    _names, inverse, counts = np.unique([stratum or "" for stratum in strata], return_inverse=True, return_counts=True)
     shares = (counts / counts.sum()) ** (1 - balance)
     weights = (shares / counts)[inverse]
     return weights / weights.sum()
@@ -107,7 +110,9 @@ def cv2_single_threaded() -> None:
 class Segmentation:
     """The network, its loss and its score; the loop in training.py knows no more than this."""
 
-    def __init__(self, config: Config, paths: Paths, outputs: Outputs, training: Sequence[Case], validation: Sequence[Case]) -> None:
+    def __init__(
+        self, config: Config, paths: Paths, outputs: Outputs, training: Sequence[Case], validation: Sequence[Case]
+    ) -> None:
         self.config = config
         self.paths = paths
         self.outputs = outputs
@@ -115,7 +120,9 @@ class Segmentation:
         self.validation = validation
         torch.manual_seed(config.seed)
         self.network = build_network(config.train.network, IMAGE_CHANNELS, len(outputs.channels))
-        self.loss = build_loss(config.train.loss, outputs.activation, outputs.channels)
+        self.loss = build_loss(
+            config.train.loss, "softmax" if outputs.activation == "softmax" else "sigmoid", outputs.channels
+        )
 
     def crops(self, workers: int) -> TrainingCrops:
         """Return the training crops."""

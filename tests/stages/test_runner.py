@@ -27,16 +27,36 @@ class Recorder:
         )
         monkeypatch.setattr(stages, "STAGES", table)
         monkeypatch.setattr(stages, "BY_NAME", {stage.name: stage for stage in table})
-        self._module(monkeypatch, "ingest", lambda paths: [paths.raw], lambda paths: paths.ingest / "a.txt", lambda paths: (paths.raw / "raw.txt").read_text())
-        self._module(monkeypatch, "split", lambda paths: [paths.ingest / "stage.json"], lambda paths: paths.split / "b.txt",
-                     lambda paths: (paths.ingest / "a.txt").read_text().upper())  # fmt: skip
-        self._module(monkeypatch, "report", lambda paths: [paths.split / "stage.json"], lambda paths: paths.reports / "report.html",
-                     lambda paths: (paths.split / "b.txt").read_text())  # fmt: skip
+        self._module(
+            monkeypatch,
+            "ingest",
+            lambda paths: [paths.raw],
+            lambda paths: paths.ingest / "a.txt",
+            lambda paths: (paths.raw / "raw.txt").read_text(),
+        )
+        self._module(
+            monkeypatch,
+            "split",
+            lambda paths: [paths.ingest / "stage.json"],
+            lambda paths: paths.split / "b.txt",
+            lambda paths: (paths.ingest / "a.txt").read_text().upper(),
+        )
+        self._module(
+            monkeypatch,
+            "report",
+            lambda paths: [paths.split / "stage.json"],
+            lambda paths: paths.reports / "report.html",
+            lambda paths: (paths.split / "b.txt").read_text(),
+        )
 
     def _module(self, monkeypatch, name, inputs, output, content) -> None:
         def run(config: Config, paths: Paths) -> list[str]:
             self.runs.append(name)
-            write_text(output(paths), f"{content(paths)} {config.seed if name == 'split' else ''}{config.report.cases if name == 'report' else ''}")
+            own = {"split": config.seed, "report": config.report.cases}.get(name, "")
+            write_text(
+                output(paths),
+                f"{content(paths)} {own}",
+            )
             if self.interrupt == name:
                 raise KeyboardInterrupt
             return ["done"]

@@ -1,0 +1,184 @@
+"""The whole line on the sample, from the command line, as a user runs it: same bytes each time, killed or not."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """\
+dataset: sample
+run: tiny
+ingest: {group_csv: truth/groups.csv}
+split: {test_share: 0.25, validation_share: 0.25}
+augment: {crop: 64}
+train:
+  network: {width: 8, depth: 2}
+  loss: {boundary_weight: 1}
+  learning_rate: 0.004
+  average: 0.9
+  steps: 48
+  batch: 4
+  validations: 4
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def command(root: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "NO_ALBUMENTATIONS_UPDATE": "1"}
+
+
+def run(root: Path, *arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        command(root, *arguments), cwd=root, env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def fresh_root(folder: Path, sample: Path) -> Path:
+    (folder / "data" / "raw").mkdir(parents=True)
+    (folder / "data" / "raw" / "sample").symlink_to(sample)
+    (folder / "tiny.yaml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, sample_folder: Path) -> Path:
+    """A root where the whole line ran once, without loader workers, never interrupted."""
+    root = fresh_root(tmp_path_factory.mktemp("line"), sample_folder)
+    run(root, "submit", "-c", "tiny.yaml", "--with-needs", "compute.workers=0")
+    return root
+
+
+def test_killed_and_with_workers_the_submission_has_the_same_bytes(
+    root: Path, tmp_path: Path, sample_folder: Path
+) -> None:
+    other = fresh_root(tmp_path / "other", sample_folder)
+    arguments = ("submit", "-c", "tiny.yaml", "--with-needs", "compute.workers=2")
+    process = subprocess.Popen(
+        command(other, *arguments),
+        cwd=other,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    checkpoint, deadline = other / "data/train/tiny/last.pt", time.monotonic() + 150
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=30)
+    assert checkpoint.exists()
+    assert not (other / "data/train/tiny/stage.json").exists(), "it was killed too late to prove anything"
+    assert "carrying on" in run(other, *arguments)
+    hashes = [
+        hashlib.sha256((folder / "reports/tiny/submission.csv").read_bytes()).hexdigest() for folder in (root, other)
+    ]
+    assert hashes[0] == hashes[1]
+    assert (root / "data/train/tiny/best.pt").read_bytes() == (other / "data/train/tiny/best.pt").read_bytes()
+
+
+def test_a_second_run_does_nothing_says_so_and_is_quick(root: Path) -> None:
+    started = time.monotonic()
+    said = run(root, "submit", "-c", "tiny.yaml", "--with-needs")
+    assert time.monotonic() - started < 5
+    assert said.count("nothing to do") == 8
+
+
+def test_one_changed_setting_redoes_only_what_depends_on_it(root: Path) -> None:
+    said = run(root, "evaluate", "-c", "tiny.yaml", "--with-needs", "evaluate.resamples=2001")
+    assert "settings.evaluate.resamples: 2000 -> 2001" in said
+    assert said.count("nothing to do") == 6
+    assert "taken back" in run(root, "evaluate", "-c", "tiny.yaml", "--with-needs")
+
+
+def test_metrics_stand_at_their_places_and_follow_from_the_table(root: Path) -> None:
+    metrics = json.loads((root / "reports/tiny/metrics.json").read_text())
+    with (root / "reports/tiny/per_case.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    for name in ("dice", "iou", "ap"):
+        assert metrics["test"][name]["mean"] == pytest.approx(np.mean([float(row[name]) for row in rows]), abs=1e-5)
+    assert metrics["test"]["dice"]["groups"] == metrics["groups"] == 4
+    assert metrics["test"]["dice"]["low"] is None
+    assert metrics["unscored"] == 16
+    assert metrics["cases"] == len(rows) == 28
+
+
+def test_the_submission_scores_by_the_competitions_metric(root: Path, sample_folder: Path) -> None:
+    said = run(root, "score", str(sample_folder / "truth/stage1_solution.csv"), "reports/tiny/submission.csv")
+    assert "16" in said
+
+
+def test_evaluation_refuses_cases_that_took_part(root: Path) -> None:
+    file = root / "data/train/tiny/thresholds.json"
+    before = file.read_text()
+    chosen = json.loads(before)
+    with (root / "reports/tiny/per_case.csv").open() as stream:
+        chosen["chosen_on"]["cases"].append(next(csv.DictReader(stream))["case_id"])
+    try:
+        file.write_text(json.dumps(chosen))
+        assert "took no part" in run(
+            root, "evaluate", "-c", "tiny.yaml", "--force", code=2
+        ) or "gone or changed" in run(root, "evaluate", "-c", "tiny.yaml", "--force", code=2)
+    finally:
+        file.write_text(before)
+
+
+def test_a_trained_run_predicts_any_image(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise = np.random.default_rng(1).integers(0, 256, (90, 61, 4), dtype=np.uint8)
+    cv2.imwrite(str(folder / "alpha.png"), noise)
+    cv2.imwrite(str(folder / "grey.tif"), noise[..., 0])
+    cv2.imwrite(str(folder / "photo.jpg"), noise[..., :3])
+    cv2.imwrite(str(folder / "deep.png"), noise[..., 0].astype(np.uint16) * 257)
+    (folder / "broken.png").write_bytes(b"no image")
+    said = run(
+        root, "predict", "--run", "tiny", "--images", str(folder), "--out", str(tmp_path / "out"), "--overlay", code=2
+    )
+    assert "broken.png" in said and "4 of 5 images" in said
+    for stem in ("alpha", "grey", "photo", "deep"):
+        mask = cv2.imread(str(tmp_path / "out" / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
+        assert mask.shape == (90, 61) and mask.dtype == np.uint16
+        assert cv2.imread(str(tmp_path / "out" / f"{stem}_overlay.png")).shape[2] == 3
+    assert "there are the runs tiny" in run(
+        root, "predict", "--run", "tony", "--images", str(folder), "--out", str(tmp_path / "out"), code=2
+    )
+
+
+def test_the_report_is_written(root: Path) -> None:
+    run(root, "report", "-c", "tiny.yaml", "--with-needs")
+    assert "<html" in (root / "reports/tiny/report.html").read_text()
+
+
+def test_two_processes_train_together(root: Path) -> None:
+    """Two CPU processes over gloo share the batch and end with one set of weights."""
+    run(
+        root,
+        "train",
+        "-c",
+        "tiny.yaml",
+        "run=two",
+        "compute.devices=2",
+        "compute.device=cpu",
+        "train.steps=4",
+        "train.validations=1",
+    )
+    with (root / "data/train/two/history.csv").open() as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["4"]
