@@ -131,6 +131,8 @@ class _Loop:
             config.compute,
         )
         self.step = 0
+        # Over the steps since the last validation, on the device, so that no step waits for it.
+        self.loss_sum, self.loss_steps = torch.zeros((), device=fabric.device), 0
         self.best_score = -math.inf
         self.validations_without_gain = 0
         self.history: list[dict[str, Any]] = []
@@ -149,24 +151,24 @@ class _Loop:
             unit="step",
             disable=None if self.fabric.is_global_zero else True,
         )
-        running = None
         with bar:
             while self.step < self.settings.steps and not stop:
-                loss = self._train_step(next(samples))
+                self.loss_sum = self.loss_sum + self._train_step(next(samples))
+                self.loss_steps += 1
                 self.step += 1
                 bar.update()
-                running = loss if running is None else 0.95 * running + 0.05 * loss
                 validates = self.step % every == 0 or self.step == self.settings.steps
                 overdue = time.monotonic() - saved > CHECKPOINT_SECONDS
                 if self.step % 10 == 0 or validates or overdue:
-                    self._check(running)
+                    loss = float(self.loss_sum) / self.loss_steps
+                    self._check(loss)
                     rate = bar.format_dict["rate"]
-                    shown = {"loss": f"{running:.3f}", "images/s": f"{rate * self.settings.batch:.1f}" if rate else "-"}
+                    shown = {"loss": f"{loss:.3f}", "images/s": f"{rate * self.settings.batch:.1f}" if rate else "-"}
                     if self.history:
                         shown["val Dice"] = f"{self.history[-1]['validation_dice']:.3f}"
                     bar.set_postfix(shown, refresh=False)
                 if validates:
-                    stop = self._validate(float(loss))
+                    stop = self._validate(loss)
                 if validates or overdue:
                     self._save()
                     saved = time.monotonic()
@@ -203,10 +205,10 @@ class _Loop:
             f"or lower augment.crop or train.network.width"
         )
 
-    def _check(self, loss: torch.Tensor) -> None:
-        if not math.isfinite(float(loss)):
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise TrainingFailed(
-                f"step {self.step}: expected a loss, found {float(loss)}. The last good weights are in "
+                f"step {self.step}: expected a loss, found {loss}. The last good weights are in "
                 f"{self.folder / LAST}. "
                 f"Lower train.learning_rate (now {self.settings.learning_rate:g}), lengthen train.warm_up, "
                 f"or take compute.precision=fp32 (now {self.config.compute.precision})"
@@ -230,6 +232,7 @@ class _Loop:
             "best": int(better),
         }
         self.history.append(row)
+        self.loss_sum, self.loss_steps = torch.zeros((), device=self.fabric.device), 0
         self.validations_without_gain = 0 if better else self.validations_without_gain + 1
         if better:
             self.best_score = scores["validation_score"]
@@ -253,6 +256,8 @@ class _Loop:
             return
         state = {
             "step": self.step,
+            "loss_sum": float(self.loss_sum),
+            "loss_steps": self.loss_steps,
             "network": self.task.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -273,6 +278,8 @@ class _Loop:
         self.averaged.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best_score = state["step"], state["best_score"]
+        self.loss_sum = torch.tensor(state["loss_sum"], device=self.fabric.device)
+        self.loss_steps = state["loss_steps"]
         self.validations_without_gain, self.history = state["validations_without_gain"], state["history"]
         scaler = getattr(self.fabric._precision, "scaler", None)
         if scaler is not None:
