@@ -1,0 +1,64 @@
+"""Help answers at once and lists every setting; mistakes give a message and no trace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.config import Config, describe
+from pipeline.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_help_answers_within_half_a_second() -> None:
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pipeline", "train", "--help"], cwd=ROOT, capture_output=True, check=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_each_stage_lists_its_settings_with_defaults(stage, capsys) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main([stage.name, "--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    rows = list(describe(Config))
+    for path, _, _, _ in rows:
+        if path.split(".")[0] in stage.settings:
+            assert f"  {path} = " in text
+    assert "Reads" in text or "reads" in text
+
+
+def test_mistakes_are_told_without_a_trace(capsys) -> None:
+    assert main(["train", "-c", "configs/absent.yaml"]) == 2
+    assert main(["config", "train.step=3"]) == 2
+    assert main(["score", "no.csv", "no.csv"]) == 2
+    text = capsys.readouterr().err
+    assert "did you mean train.steps?" in text
+    assert "Traceback" not in text
+
+
+def test_predicting_images_says_which_flag_is_missing(capsys) -> None:
+    assert main(["predict", "--images", "here"]) == 2
+    assert "--run, --out is missing" in capsys.readouterr().err
+
+
+def test_the_resolved_settings_are_printed(capsys) -> None:
+    assert main(["config", "-c", str(ROOT / "configs/sample.yaml"), "seed=7"]) == 0
+    text = capsys.readouterr().out
+    assert "seed: 7" in text and "run: sample" in text
+
+
+def test_the_reference_network_has_the_papers_numbers(capsys) -> None:
+    assert main(["summary", "--reference"]) == 0
+    text = capsys.readouterr().out
+    assert "39,393,410" in text and "235.07" in text and "[1, 2, 388, 388]" in text
