@@ -296,7 +296,7 @@ class _Loop:
         ]
         loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
             self.crops, batch_sampler=plan, num_workers=workers, pin_memory=self.config.compute.device == "cuda",
-            multiprocessing_context="forkserver" if workers else None, prefetch_factor=4 if workers else None,
+            multiprocessing_context="spawn" if workers else None, prefetch_factor=4 if workers else None,
         )  # fmt: skip
         return iter(cast(DataLoader[Any], self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)))
 

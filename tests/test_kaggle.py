@@ -40,7 +40,9 @@ def test_without_credentials_the_files_and_their_place_are_named(tmp_path: Path,
         raise kagglehub.exceptions.UnauthenticatedError
 
     monkeypatch.setattr(kagglehub, "competition_download", refused)
-    with pytest.raises(ValueError, match=r"(?s)could not be downloaded.*kaggle\.json.*stage1_train\.zip.*FROM=<folder>"):
+    with pytest.raises(
+        ValueError, match=r"(?s)could not be downloaded.*kaggle\.json.*stage1_train\.zip.*FROM=<folder>"
+    ):
         fetch("dsb2018", None, tmp_path / "raw")
     assert "stage1_sample_submission.csv" in how_to_get("dsb2018", tmp_path)
 

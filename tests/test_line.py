@@ -75,7 +75,7 @@ def test_killed_and_with_workers_the_submission_has_the_same_bytes(
         command(other, *arguments),
         cwd=other,
         env=environment(),
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         text=True,
     )
@@ -83,7 +83,7 @@ def test_killed_and_with_workers_the_submission_has_the_same_bytes(
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
-    process.communicate(timeout=30)
+    process.wait(timeout=30)
     assert checkpoint.exists()
     assert not (other / "data/train/tiny/stage.json").exists(), "it was killed too late to prove anything"
     assert "carrying on" in run(other, *arguments)
