@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 import sys
 import time
@@ -91,6 +92,8 @@ def _fit_in_process(
     fabric: Fabric, build: Callable[[Config], Task], config: Config, activation: str, folder: Path
 ) -> None:
     torch.set_num_threads(config.compute.threads)
+    # Its one message repeats what the stage has just said of device and precision.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if config.compute.device == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
