@@ -63,6 +63,8 @@ def fit(build: Callable[[Config], Task], config: Config, activation: str, folder
     """
     frozen = frozen_config(config, folder)
     compute = frozen.compute
+    # Its one message repeats what the stage has just said of device and precision.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(
         accelerator=compute.device,
         devices=compute.devices,
@@ -92,8 +94,6 @@ def _fit_in_process(
     fabric: Fabric, build: Callable[[Config], Task], config: Config, activation: str, folder: Path
 ) -> None:
     torch.set_num_threads(config.compute.threads)
-    # Its one message repeats what the stage has just said of device and precision.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if config.compute.device == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False

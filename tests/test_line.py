@@ -182,3 +182,31 @@ def test_two_processes_train_together(root: Path) -> None:
     )
     with (root / "data/train/two/history.csv").open() as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["4"]
+
+
+@pytest.mark.parametrize("target", ["classes", "binary"])
+def test_a_folder_of_images_and_class_masks_goes_the_same_way(tmp_path: Path, target: str) -> None:
+    """Two classes of discs, joined on the stem, grouped by a pattern: learned in a few steps and scored without objects."""
+    for kind in ("images", "masks"):
+        (tmp_path / "data/raw/mine" / kind).mkdir(parents=True)
+    for number in range(24):
+        generator = np.random.default_rng(number)
+        image = generator.normal(200, 12, (80, 100, 3)).clip(0, 255).astype(np.uint8)
+        mask = np.zeros((80, 100), np.uint8)
+        for class_id, colour in ((1, (60, 90, 200)), (2, (180, 40, 60))):
+            for _ in range(3):
+                centre = int(generator.integers(10, 90)), int(generator.integers(10, 70))
+                cv2.circle(image, centre, 9, colour, -1)
+                cv2.circle(mask, centre, 9, class_id, -1)
+        cv2.imwrite(str(tmp_path / f"data/raw/mine/images/P{number:02d}_a.png"), image)
+        cv2.imwrite(str(tmp_path / f"data/raw/mine/masks/P{number:02d}_a.png"), mask)
+    (tmp_path / "mine.yaml").write_text(
+        "dataset: mine\ningest: {group_pattern: '^(P[0-9]+)_'}\naugment: {crop: 64}\n"
+        "train: {network: {width: 8, depth: 2}, learning_rate: 0.005, average: 0.9, steps: 60, batch: 4, validations: 2}\n"
+    )
+    run(tmp_path, "evaluate", "-c", "mine.yaml", "--with-needs", f"train.target={target}")
+    metrics = json.loads((tmp_path / "reports/mine/metrics.json").read_text())
+    assert metrics["test"]["dice"]["mean"] > 0.9
+    assert "ap" not in metrics["test"]
+    mask = cv2.imread(str(next((tmp_path / "reports/mine/masks").glob("*.png"))), cv2.IMREAD_UNCHANGED)
+    assert set(np.unique(mask)) <= ({0, 1, 2} if target == "classes" else {0, 1})

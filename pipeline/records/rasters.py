@@ -50,7 +50,7 @@ def write_probabilities(file: Path, probabilities: np.ndarray) -> None:
     with written_aside(file) as aside:
         tifffile.imwrite(
             aside, planes, tile=(256, 256), compression="zlib", compressionargs={"level": 1}, photometric="minisblack",
-            planarconfig="separate", metadata=None, software=False,
+            planarconfig="separate" if len(planes) > 1 else None, metadata=None, software=False,
         )  # fmt: skip
 
 
