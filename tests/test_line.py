@@ -186,7 +186,7 @@ def test_two_processes_train_together(root: Path) -> None:
 
 @pytest.mark.parametrize("target", ["classes", "binary"])
 def test_a_folder_of_images_and_class_masks_goes_the_same_way(tmp_path: Path, target: str) -> None:
-    """Two classes of discs, joined on the stem, grouped by a pattern: learned in a few steps and scored without objects."""
+    """Two classes of discs, joined on the stem, grouped by a pattern, scored without objects."""
     for kind in ("images", "masks"):
         (tmp_path / "data/raw/mine" / kind).mkdir(parents=True)
     for number in range(24):
@@ -202,7 +202,7 @@ def test_a_folder_of_images_and_class_masks_goes_the_same_way(tmp_path: Path, ta
         cv2.imwrite(str(tmp_path / f"data/raw/mine/masks/P{number:02d}_a.png"), mask)
     (tmp_path / "mine.yaml").write_text(
         "dataset: mine\ningest: {group_pattern: '^(P[0-9]+)_'}\naugment: {crop: 64}\n"
-        "train: {network: {width: 8, depth: 2}, learning_rate: 0.005, average: 0.9, steps: 60, batch: 4, validations: 2}\n"
+        "train: {network: {width: 8, depth: 2}, learning_rate: 0.005, average: 0.9, steps: 60, batch: 4}\n"
     )
     run(tmp_path, "evaluate", "-c", "mine.yaml", "--with-needs", f"train.target={target}")
     metrics = json.loads((tmp_path / "reports/mine/metrics.json").read_text())
