@@ -15,6 +15,14 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.config import load_config
+from pipeline.metrics.competition import score_submission
+from pipeline.metrics.instance import average_precision, overlaps
+from pipeline.records.paths import Paths
+from pipeline.records.rasters import read_label
+from pipeline.records.rle import decode_labels
+from pipeline.stages import evaluate
+
 ROOT = Path(__file__).parents[1]
 CONFIG = """\
 dataset: sample
@@ -121,21 +129,39 @@ def test_metrics_stand_at_their_places_and_follow_from_the_table(root: Path) -> 
 
 
 def test_the_submission_scores_by_the_competitions_metric(root: Path, sample_folder: Path) -> None:
-    said = run(root, "score", str(sample_folder / "truth/stage1_solution.csv"), "reports/tiny/submission.csv")
-    assert "16" in said
+    """The score of the file is that of the masks it was written from, against the truth decoded here."""
+    solution = sample_folder / "truth/stage1_solution.csv"
+    rows: dict[str, list[dict[str, str]]] = {}
+    with solution.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            rows.setdefault(row["ImageId"], []).append(row)
+    scores = []
+    for case_id, objects in rows.items():
+        size = int(objects[0]["Height"]), int(objects[0]["Width"])
+        truth = decode_labels([row["EncodedPixels"] for row in objects if row["EncodedPixels"]], *size)
+        mask = read_label(root / f"reports/tiny/masks/{case_id}.png")
+        scores.append(average_precision(overlaps(truth, mask)))
+    scored = score_submission(solution, root / "reports/tiny/submission.csv")
+    assert len(scored.images) == len(rows) == 16
+    assert scored.mean == pytest.approx(np.mean(scores))
+    assert f"{scored.mean:.6f}" in run(root, "score", str(solution), "reports/tiny/submission.csv")
 
 
 def test_evaluation_refuses_cases_that_took_part(root: Path) -> None:
-    file = root / "data/train/tiny/thresholds.json"
+    """Were a test case among those that chose the thresholds or trained, no score would be written."""
+    config = load_config(root / "tiny.yaml")
+    paths = Paths.of(config, root)
+    file = paths.train / "thresholds.json"
     before = file.read_text()
-    chosen = json.loads(before)
-    with (root / "reports/tiny/per_case.csv").open() as stream:
-        chosen["chosen_on"]["cases"].append(next(csv.DictReader(stream))["case_id"])
+    with (paths.reports / "per_case.csv").open() as stream:
+        tested = next(csv.DictReader(stream))["case_id"]
     try:
-        file.write_text(json.dumps(chosen))
-        assert "took no part" in run(
-            root, "evaluate", "-c", "tiny.yaml", "--force", code=2
-        ) or "gone or changed" in run(root, "evaluate", "-c", "tiny.yaml", "--force", code=2)
+        for used in ("chosen_on", "trained_on"):
+            chosen = json.loads(before)
+            (chosen["chosen_on"]["cases"] if used == "chosen_on" else chosen["trained_on"]).append(tested)
+            file.write_text(json.dumps(chosen))
+            with pytest.raises(ValueError, match=f"took no part in training.*found 1 that did \\({tested}\\)"):
+                evaluate.run(config, paths)
     finally:
         file.write_text(before)
 
