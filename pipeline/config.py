@@ -33,7 +33,7 @@ Probability = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 class IngestSettings(Settings):
     """Raw files to checked cases."""
 
-    layout: Literal["auto", "dsb2018", "folder_pairs"] = "auto"
+    layout: Literal["auto", "dsb2018", "folder_pairs", "image_pairs", "idc"] = "auto"
     """Layout of the raw folder; auto recognises it and says which it took."""
     competition_stage: Literal[1, 2] = 1
     """Stage of the competition whose test images and sample submission are used, where it had two."""
@@ -80,6 +80,8 @@ class SplitSettings(Settings):
     """Share of the labelled cases for the test part, the lock-box that figures are reported from."""
     validation_share: Share = 0.15
     """Share of the labelled cases for validation: early stopping, thresholds, flips."""
+    test_strata: tuple[str, ...] = ()
+    """Strata that become the test part as a whole, and no other case does: how well it goes on an unknown look."""
     folds: int = Field(default=5, ge=2, le=20)
     """Number of group-stratified folds over what is not test."""
 
@@ -93,10 +95,18 @@ class SplitSettings(Settings):
 class NormaliseSettings(Settings):
     """Stain normalisation, fitted on training cases only."""
 
-    method: Literal["none", "reinhard", "macenko"] = "none"
+    method: Literal["none", "reinhard", "macenko", "vahadane", "ruifrok", "learned"] = "none"
     """Normaliser applied to every image; none leaves the ingested images as they are."""
+    run: str | None = None
+    """Trained run (task reconstruction or translation) that method learned applies."""
     reference: str | None = None
     """Case id of the reference; by default the training case whose stain is nearest to the median of all."""
+    statistics: Literal["image", "slide", "group"] = "image"
+    """What stain statistics are measured over: each image alone, or all images of its slide or group together."""
+    slide_pattern: str | None = None
+    """Regular expression on the case id (or file stem) whose first group is the slide that the image was cut from."""
+    white_point: tuple[float, float, float] | Literal["measured"] = (255.0, 255.0, 255.0)
+    """Grey levels of glass in red, green and blue; measured takes them from the images."""
     maximum_gain: float = Field(default=4.0, gt=1.0)
     """Largest factor by which a stain's concentrations (or a channel's spread) may be stretched."""
     fail_if_fallback_over: Share = 0.5
@@ -143,17 +153,20 @@ class NetworkSettings(Settings):
     """The network; names other than unet are looked up in segmentation-models-pytorch and MONAI."""
 
     name: str = "unet"
-    """unet (ours), smp:<Architecture> (smp:Unet, smp:DeepLabV3Plus, ...) or monai:<Network> (monai:BasicUNet, ...)."""
+    """unet (ours), autoencoder:<kind> (linear, convolutional, denoising, sparse, variational), smp:<Architecture>
+    (smp:Unet, smp:DeepLabV3Plus, ...) or monai:<Network> (monai:BasicUNet, ...)."""
     width: int = Field(default=32, ge=1, le=512)
-    """Channels of the first level (unet); each level doubles them."""
+    """Channels of the first level (unet, autoencoder); each level doubles them."""
     depth: int = Field(default=4, ge=1, le=7)
-    """Number of poolings (unet)."""
+    """Number of halvings (unet, autoencoder)."""
+    code: int = Field(default=64, ge=1, le=4096)
+    """Channels of the bottleneck at each of its places (autoencoder)."""
     padded: bool = True
     """Padded convolutions keep the size of the image (unet); unpadded ones lose a border, as in the paper."""
     normalisation: Literal["batch", "group", "instance", "none"] = "batch"
-    """Normalisation after each convolution (unet)."""
+    """Normalisation after each convolution (unet, autoencoder)."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of features dropped at the bottleneck (unet)."""
+    """Share of features dropped: at the bottleneck (unet), in every level (autoencoder:denoising)."""
     output_stride: Literal[1, 2, 4, 8, 16] = 1
     """Pixels of the image per pixel of the output, for masks coarser than the image (unet)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -185,18 +198,97 @@ class LossSettings(Settings):
         return self
 
 
+class CorruptionSettings(Settings):
+    """What is done to the input of a reconstruction or translation while its target stays whole; all off by default."""
+
+    restain: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Largest relative change by which stain vectors, amounts and glass are drawn anew in optical-density space, so
+    that a normaliser learns without pairs; 0: off."""
+    noise: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Standard deviation of Gaussian noise, as a share of the grey range."""
+    holes: int = Field(default=0, ge=0, le=64)
+    """Number of rectangles that are blanked."""
+    hole_side: tuple[float, float] = (0.1, 0.25)
+    """Range of their sides, as a share of the image's."""
+    hole_fill: Literal[0, 255] = 0
+    """Grey level that they are filled with."""
+    grey: bool = False
+    """Take the colour away."""
+    watermark: bool = False
+    """Lay repeated half-transparent writing over the image."""
+
+    @field_validator("hole_side")
+    @classmethod
+    def _ordered(cls, side: tuple[float, float]) -> tuple[float, float]:
+        if not 0.0 < side[0] <= side[1] <= 1.0:
+            raise ValueError("expected [smallest, largest] with 0 < smallest <= largest <= 1")
+        return side
+
+
+class ReconstructionSettings(Settings):
+    """Losses of the autoencoder family (task reconstruction)."""
+
+    loss: Literal["squared", "absolute", "cross_entropy", "kullback_leibler"] = "absolute"
+    """Distance between output and target."""
+    ssim: float = Field(default=0.0, ge=0.0)
+    """Weight of 1 - SSIM, added to it."""
+    reference_strata: tuple[str, ...] = ()
+    """Strata whose images are targets, where the data set holds no pairs; by default all."""
+    sparsity: Literal["none", "threshold", "mean", "divergence"] = "none"
+    """Penalty on a sparse code: activations above a threshold, squared distance of their mean from a target, or its
+    Kullback-Leibler divergence from it."""
+    sparsity_weight: float = Field(default=0.1, ge=0.0)
+    """Weight of that penalty."""
+    sparsity_threshold: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Activation above which a unit counts as active (alpha)."""
+    sparsity_target: float = Field(default=0.05, gt=0.0, lt=1.0)
+    """Mean activation that is aimed at (p)."""
+    beta: float = Field(default=1.0, ge=0.0)
+    """Weight of the divergence of a variational code from the standard normal."""
+    beta_schedule: Literal["constant", "rise", "cycle"] = "rise"
+    """constant; rise: from 0 along a line; cycle: the same four times over the training."""
+    beta_rise: float = Field(default=0.3, gt=0.0, le=1.0)
+    """Share of the training (or of each cycle) over which beta rises."""
+    code: Literal["mean", "sample"] = "mean"
+    """What a variational code is in use: its mean, or a sample."""
+
+
+class TranslationSettings(Settings):
+    """Pix2Pix (task translation): a generator against a discriminator of patches (Isola 2017)."""
+
+    adversarial: float = Field(default=1.0, ge=0.0)
+    """Weight of the adversarial term in the generator's loss."""
+    absolute: float = Field(default=100.0, ge=0.0)
+    """Weight of the mean absolute error in it (lambda)."""
+    objective: Literal["cross_entropy", "squared"] = "cross_entropy"
+    """How real and generated patches are told apart: binary cross-entropy (the paper) or squared error (LSGAN)."""
+    width: int = Field(default=64, ge=1, le=512)
+    """Channels of the discriminator's first level."""
+    depth: int = Field(default=3, ge=1, le=6)
+    """Its strided convolutions; 3 sees patches of 70 pixels."""
+    learning_rate: float = Field(default=2e-4, gt=0.0)
+    """Its peak learning rate."""
+
+
 class TrainSettings(Settings):
     """The model and how it is trained."""
 
-    task: Literal["segmentation"] = "segmentation"
-    """What is learned."""
+    task: Literal["segmentation", "reconstruction", "translation", "classification"] = "segmentation"
+    """What is learned: masks; images (autoencoders and U-Nets as stain normalisers or restorers); images against a
+    discriminator (Pix2Pix); one class an image."""
     target: Literal["auto", "binary", "classes", "boundary", "distance", "boundary_distance"] = "auto"
     """Output channels: foreground; one a class; foreground with object boundaries and/or distance to the edge.
     auto takes boundary for instance labels, binary for one class, classes for several."""
     network: NetworkSettings = NetworkSettings()
     """The network."""
     loss: LossSettings = LossSettings()
-    """The loss."""
+    """The loss of a segmentation."""
+    corruption: CorruptionSettings = CorruptionSettings()
+    """What is done to the input of a reconstruction or translation."""
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    """The losses of a reconstruction."""
+    translation: TranslationSettings = TranslationSettings()
+    """The losses and the discriminator of a translation."""
     intensity: Literal["stored", "stretch"] = "stored"
     """How an image enters the network: as stored, or stretched so that its 0.5th to 99.5th percentile fills the range,
     which makes dim and bright fluorescence alike."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pipeline.records.files import write_text
 
-LabelKind = Literal["instance", "semantic", "coarse", "class", "none"]
+LabelKind = Literal["instance", "semantic", "coarse", "class", "image", "none"]
 
 IGNORED = 65535
 """Label value that losses and metrics leave out."""
@@ -23,7 +23,8 @@ class Case:
     """One image, its label and where it comes from.
 
     image, label: POSIX paths relative to the data set's ingest folder; label is None where there is no truth.
-    label_kind: instance (0 background, 1..n objects), semantic (class ids), coarse, class or none.
+    label_kind: instance (0 background, 1..n objects), semantic (class ids), coarse, class (one an image, class_name),
+    image (the label is the same tissue as RGB in the wanted stain) or none.
     group: unit of split and bootstrap (patient, slide, field), None where unknown; stratum: for balance and tables.
     height, width: pixels; mpp: microns per pixel or None; source: the raw file, relative to the raw folder.
     classes: object id to class id, where an instance label has several classes.
@@ -41,6 +42,7 @@ class Case:
     mpp: float | None
     source: str
     classes: dict[str, int] | None = None
+    class_name: str | None = None
 
 
 def write_cases(file: Path, cases: Iterable[Case]) -> None:
@@ -60,7 +62,7 @@ def read_cases(file: Path) -> list[Case]:
             raise ValueError(
                 f"{file}:{number}: expected one JSON object a line, found {line[:60]!r}: {error}"
             ) from error
-        if not isinstance(entry, dict) or set(entry) - known or not known - {"classes"} <= set(entry):
+        if not isinstance(entry, dict) or set(entry) - known or not known - {"classes", "class_name"} <= set(entry):
             raise ValueError(f"{file}:{number}: expected the keys {sorted(known)}, found {sorted(entry)}")
         cases.append(Case(**entry))
     return cases
