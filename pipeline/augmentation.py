@@ -56,7 +56,7 @@ class Augmentation:
         if image.shape != (*label.shape, 3) or not label.size:
             raise ValueError(f"expected an image (h, w, 3) and a label (h, w), found {image.shape} and {label.shape}")
         generator = np.random.default_rng(seed)
-        image, label = self._move(image, label, generator)
+        image, label = self._move(image, label, generator, cv2.INTER_NEAREST)
         if self.pixels is None:
             return image, label
         if self.settings.stain_jitter and is_stained(image):
@@ -66,10 +66,19 @@ class Augmentation:
         self.pixels.set_random_state(generator, random.Random(seed))
         return self.pixels(image=image)["image"], label
 
+    def move_pair(self, image: np.ndarray, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Crop and move two images of one tissue alike; their colours stay. (height, width, 3) uint8 RGB each."""
+        if image.shape != target.shape or not target.size:
+            raise ValueError(f"expected two images of one size, found {image.shape} and {target.shape}")
+        return self._move(image, target, np.random.default_rng(seed), cv2.INTER_LINEAR)
+
     def _move(
-        self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
+        self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator, between: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Crop, magnify and deform in one pass, so that pixels are interpolated once; then flip and turn."""
+        """Crop, magnify and deform in one pass, so that pixels are interpolated once; then flip and turn.
+
+        between: how OpenCV interpolates the label.
+        """
         settings, crop = self.settings, self.settings.crop
         moves = settings.recipe != "none"
         magnification = 1.0
@@ -77,7 +86,7 @@ class Augmentation:
             magnification = math.exp(generator.uniform(*np.log(settings.scale)))
         shown = math.ceil(crop / magnification)
         places = []
-        for length in label.shape:
+        for length in label.shape[:2]:
             room = length - shown
             start = int(generator.integers(min(0, room), max(0, room), endpoint=True))
             # Twice the crop's own surroundings are more than mirroring and deforming reach: the cut is never seen.
@@ -88,12 +97,12 @@ class Augmentation:
         if moves and generator.random() < settings.elastic:
             x, y = _elastic_map(crop, magnification, top, left, generator)
             moved_image = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-            moved_label = cv2.remap(label, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
+            moved_label = cv2.remap(label, x, y, between, borderMode=cv2.BORDER_REFLECT_101)
         else:
             source = _affine_map(magnification, top, left)
             flags, border, size = cv2.WARP_INVERSE_MAP, cv2.BORDER_REFLECT_101, (crop, crop)
             moved_image = cv2.warpAffine(image, source, size, flags=flags | cv2.INTER_LINEAR, borderMode=border)
-            moved_label = cv2.warpAffine(label, source, size, flags=flags | cv2.INTER_NEAREST, borderMode=border)
+            moved_label = cv2.warpAffine(label, source, size, flags=flags | between, borderMode=border)
         turn = int(generator.integers(8)) if moves else 0
         return _turned(moved_image, turn), _turned(moved_label, turn)
 
@@ -118,11 +127,17 @@ def contact_sheet(
     pair as many seeds as crops, SHEET_CROPS for a full row. Returns uint8 RGB.
     """
     augmentation = Augmentation(settings)
-    rows = []
-    for (image, label), own_seeds in zip(pairs, seeds, strict=True):
-        shown = [(image, label), *(augmentation(image, label, seed) for seed in own_seeds)]
-        rows.append(np.hstack([_tile(*pair) for pair in shown]))
-    sheet = np.vstack(rows)
+    return lay_out(
+        [
+            [pair, *(augmentation(*pair, seed) for seed in own_seeds)]
+            for pair, own_seeds in zip(pairs, seeds, strict=True)
+        ]
+    )
+
+
+def lay_out(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray | None]]]) -> np.ndarray:
+    """Lay images out in rows of tiles of one size, uint8 RGB; those with a label (height, width) get its outlines."""
+    sheet = np.vstack([np.hstack([_tile(*pair) for pair in row]) for row in rows])
     return np.pad(sheet, ((SHEET_GAP, 0), (SHEET_GAP, 0), (0, 0)), constant_values=255)
 
 
@@ -187,14 +202,16 @@ def _turned(raster: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(raster[:, ::-1] if turn >= 4 else raster, turn % 4))
 
 
-def _tile(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+def _tile(image: np.ndarray, label: np.ndarray | None) -> np.ndarray:
     """Fit an image into a white square, its objects outlined."""
-    scale = SHEET_TILE / max(label.shape)
-    size = (max(1, round(label.shape[1] * scale)), max(1, round(label.shape[0] * scale)))
+    height, width = image.shape[:2]
+    scale = SHEET_TILE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1.0 else cv2.INTER_NEAREST)
-    objects = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    # Of two objects that touch, erosion (the smallest id around) moves the edge of one only: a line of one pixel.
-    shown[objects != cv2.erode(objects, np.ones((3, 3), np.uint8))] = OUTLINE
+    if label is not None:
+        objects = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        # Of two objects that touch, erosion (the smallest id around) moves the edge of one only: a line of one pixel.
+        shown[objects != cv2.erode(objects, np.ones((3, 3), np.uint8))] = OUTLINE
     tile = np.full((SHEET_TILE + SHEET_GAP, SHEET_TILE + SHEET_GAP, 3), 255, np.uint8)
     tile[: size[1], : size[0]] = shown
     return tile

@@ -26,6 +26,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _names_a_group(pattern: str | None) -> str | None:
+    """Check a regular expression whose first group in parentheses is a name that is looked for."""
+    import re
+
+    if pattern is not None:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        if groups < 1:
+            raise ValueError("needs one group in parentheses that holds the group's name, e.g. '^(P[0-9]+)_'")
+    return pattern
+
+
 Share = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -33,7 +47,7 @@ Probability = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 class IngestSettings(Settings):
     """Raw files to checked cases."""
 
-    layout: Literal["auto", "dsb2018", "folder_pairs", "image_pairs", "idc"] = "auto"
+    layout: Literal["auto", "dsb2018", "folder_pairs", "image_pairs", "idc", "images"] = "auto"
     """Layout of the raw folder; auto recognises it and says which it took."""
     competition_stage: Literal[1, 2] = 1
     """Stage of the competition whose test images and sample submission are used, where it had two."""
@@ -57,16 +71,7 @@ class IngestSettings(Settings):
     @field_validator("group_pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
-        import re
-
-        if pattern is not None:
-            try:
-                groups = re.compile(pattern).groups
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from error
-            if groups < 1:
-                raise ValueError("needs one group in parentheses that holds the group's name, e.g. '^(P[0-9]+)_'")
-        return pattern
+        return _names_a_group(pattern)
 
 
 class SplitSettings(Settings):
@@ -97,12 +102,13 @@ class NormaliseSettings(Settings):
 
     method: Literal["none", "reinhard", "macenko", "vahadane", "ruifrok", "learned"] = "none"
     """Normaliser applied to every image; none leaves the ingested images as they are."""
-    run: str | None = None
-    """Trained run (task reconstruction or translation) that method learned applies."""
+    run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_./-]+$")
+    """Trained run (task reconstruction or translation) that method learned applies: its name below data/train/."""
     reference: str | None = None
     """Case id of the reference; by default the training case whose stain is nearest to the median of all."""
     statistics: Literal["image", "slide", "group"] = "image"
-    """What stain statistics are measured over: each image alone, or all images of its slide or group together."""
+    """What stain statistics are measured over: each image alone, or all images of its slide or group together. With
+    image, one that cannot be measured takes its group's. Without a split, a group is what lies in one subfolder."""
     slide_pattern: str | None = None
     """Regular expression on the case id (or file stem) whose first group is the slide that the image was cut from."""
     white_point: tuple[float, float, float] | Literal["measured"] = (255.0, 255.0, 255.0)
@@ -111,6 +117,31 @@ class NormaliseSettings(Settings):
     """Largest factor by which a stain's concentrations (or a channel's spread) may be stretched."""
     fail_if_fallback_over: Share = 0.5
     """Stop when more than this share of the tiles could not be normalised by their own statistics."""
+
+    @field_validator("slide_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        return _names_a_group(pattern)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> NormaliseSettings:
+        problems = []
+        if self.method == "learned":
+            if self.run is None:
+                problems.append("method learned needs normalise.run, the trained run that it applies")
+            if self.reference is not None or self.statistics != "image":
+                problems.append("reference and statistics are nothing that method learned has: leave them out")
+        elif self.run is not None:
+            problems.append(f"run is used by method learned alone, not by {self.method}: leave it out")
+        if self.run is not None and (self.run.startswith("/") or ".." in self.run.split("/")):
+            problems.append("run is a folder below data/train/: no leading '/', no '..'")
+        if self.statistics == "slide" and self.slide_pattern is None:
+            problems.append("statistics slide needs normalise.slide_pattern, which finds an image's slide in its name")
+        if self.statistics != "slide" and self.slide_pattern is not None:
+            problems.append(f"slide_pattern is used with statistics slide, not with {self.statistics}: leave it out")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class AugmentSettings(Settings):
@@ -292,6 +323,8 @@ class TrainSettings(Settings):
     intensity: Literal["stored", "stretch"] = "stored"
     """How an image enters the network: as stored, or stretched so that its 0.5th to 99.5th percentile fills the range,
     which makes dim and bright fluorescence alike."""
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+    """Seed of the training alone, to repeat it on the same split; by default the seed of everything."""
     steps: int = Field(default=600, ge=1)
     """Optimiser steps; the schedule ends with them."""
     minutes: float | None = Field(default=None, gt=0.0)
@@ -338,6 +371,27 @@ class EvaluateSettings(Settings):
 
     resamples: int = Field(default=2000, ge=2000)
     """Bootstrap resamples of groups behind each 95 % interval."""
+    beside: tuple[str, ...] | None = None
+    """What a run that makes images is compared with on the same cases: classical normalisers (reinhard, macenko,
+    vahadane, ruifrok) and other runs (names below data/train/); its input always is. By default every classical one
+    where stain is what the run changes, else none."""
+    segmenter: str | None = None
+    """Run of a segmentation (name below data/train/) whose masks before and after a normaliser are compared, to see
+    whether it invents or loses objects."""
+    side: int | None = Field(default=None, ge=32)
+    """Shorter side in pixels that images without pairs are brought to before they are judged (area-averaged), since
+    laboratories differ in size; by default the smallest there is."""
+    quality: int = Field(default=90, ge=50, le=100)
+    """JPEG quality that images without pairs all go through once before they are judged, since laboratories differ in
+    file format."""
+
+    @field_validator("beside", "segmenter")
+    @classmethod
+    def _stay_inside(cls, names: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        for name in (names,) if isinstance(names, str) else names or ():
+            if not name or name.startswith("/") or ".." in name.split("/"):
+                raise ValueError(f"expected names of methods or of runs below data/train/, found {name!r}")
+        return names
 
 
 class ReportSettings(Settings):
@@ -381,7 +435,7 @@ class Config(Settings):
     dataset: str = Field(default="sample", pattern=r"^[A-Za-z0-9_.-]+$")
     """Folder below data/raw/ that holds the raw files."""
     run: str = Field(default="", pattern=r"^[A-Za-z0-9_./-]*$")
-    """Name of the run; by default the config file's stem."""
+    """Name of the run; by default the config file's path below configs/, without its suffix."""
     seed: int = Field(default=1412, ge=0, lt=2**32)
     """Seed of everything random."""
     ingest: IngestSettings = IngestSettings()
@@ -436,7 +490,7 @@ def load_config(file: Path | None, overrides: tuple[str, ...] | list[str] = ()) 
         tree = loaded or {}
     problems = [problem for override in overrides if (problem := _lay_over(tree, override))]
     if file is not None and not tree.get("run"):
-        tree["run"] = file.stem
+        tree["run"] = _run_name(file)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -448,6 +502,13 @@ def load_config(file: Path | None, overrides: tuple[str, ...] | list[str] = ()) 
             + "\n".join(f"  {problem}" for problem in problems)
         )
     return config if config.run else config.model_copy(update={"run": config.dataset})
+
+
+def _run_name(file: Path) -> str:
+    """Name a run after its file: the path below a folder configs (normalisers/unet), else the stem."""
+    folders = file.absolute().parent.parts
+    below = folders[len(folders) - folders[::-1].index("configs") :] if "configs" in folders else ()
+    return "/".join([*below, file.stem])
 
 
 def _lay_over(tree: dict[str, Any], override: str) -> str | None:

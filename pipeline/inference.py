@@ -24,13 +24,15 @@ FLIPS: dict[str, tuple[Orientation, ...]] = {
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sigmoid": torch.sigmoid,
     "softmax": lambda logits: torch.softmax(logits, dim=1),
+    "identity": lambda values: values.clamp(0.0, 1.0),
 }
 
 
 class Predictor:
     """A network with everything that turns one image into probability maps.
 
-    activation: sigmoid (each channel alone) or softmax (channels of one pixel sum to 1);
+    activation: sigmoid (each channel alone), softmax (channels of one pixel sum to 1) or identity (values as they are,
+    clipped);
     intensity: the same preparation of the image as in training.
     """
 

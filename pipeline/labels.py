@@ -87,7 +87,7 @@ def check_size(shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
         "transposed" if swapped else "size mismatch",
         f"the image's height x width {image_shape[0]} x {image_shape[1]}",
         f"{shape[0]} x {shape[1]}" + (" (transposed)" if swapped else ""),
-        "swap its axes" if swapped else "give the mask that belongs to the image",
+        "swap its axes" if swapped else "give the file that belongs to the image",
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.config import Config
+from pipeline.metrics.stain import compare
 from pipeline.metrics.summary import score_case
 from pipeline.records.case import IGNORED, Case
 from pipeline.records.paths import Paths
@@ -18,11 +19,11 @@ from pipeline.targets import channels_of
 
 @dataclass(frozen=True)
 class Outputs:
-    """The channels of a segmenter.
+    """The channels of a network.
 
-    target: binary, classes, boundary, distance or boundary_distance; channels: a name each; activation: sigmoid (each
-    channel alone) or softmax (the channels of a pixel sum to 1); label_kind: what labels and
-    predicted masks hold: instance (an id an object) or semantic (class ids).
+    target: binary, classes, boundary, distance, boundary_distance, or image; channels: a name each; activation: sigmoid
+    (each channel alone), softmax (the channels of a pixel sum to 1) or identity (an image as it is); label_kind: what
+    labels and what is made of the channels hold: instance (an id an object), semantic (class ids) or image (RGB).
     """
 
     target: str
@@ -30,13 +31,29 @@ class Outputs:
     activation: str
     label_kind: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what model.json holds."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Outputs:
+        """Take back what as_dict gave."""
+        return cls(**content | {"channels": tuple(content["channels"])})
+
     @property
     def has_objects(self) -> bool:
         """Whether masks hold objects rather than classes."""
         return self.label_kind == "instance"
 
+    @property
+    def is_image(self) -> bool:
+        """Whether an image is made, not a mask."""
+        return self.label_kind == "image"
+
     def score(self, truth: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
-        """Score one mask against its truth: the columns of per_case.csv from height on."""
+        """Score one mask, or image, against its truth: the columns of per_case.csv from height on."""
+        if self.is_image:
+            return compare(mask, truth)
         if self.has_objects:
             return score_case(truth, mask, "instance")
         if self.activation == "softmax":
@@ -49,11 +66,19 @@ class Outputs:
 
         Raises ValueError where the target does not fit the labels.
         """
+        if config.train.task in ("reconstruction", "translation"):
+            return cls("image", ("red", "green", "blue"), image_activation(config), "image")
         kinds = {case.label_kind for case in cases if case.label}
         target = config.train.target
         classes = 1
         if len(kinds) > 1:
             raise ValueError(f"expected labels of one kind, found {', '.join(sorted(kinds))}; set ingest.label_kind")
+        if not kinds & {"instance", "semantic"}:
+            found = ", ".join(sorted({case.label_kind for case in cases}))
+            raise ValueError(
+                f"train.task: segmentation needs labels that are masks, found cases with {found}; take "
+                "train.task=reconstruction or translation for images, classification for classes"
+            )
         if kinds == {"semantic"} and target in ("auto", "classes"):
             labels = (read_label(paths.ingest / case.label) for case in cases if case.label)
             classes = max(int(label[label != IGNORED].max(initial=0)) for label in labels)
@@ -69,3 +94,15 @@ class Outputs:
                 "train.target: classes needs class rasters, found object ids; take boundary, distance or binary"
             )
         return cls(target, channels_of(target, classes), "softmax" if target == "classes" else "sigmoid", *kinds)
+
+
+def image_activation(config: Config) -> str:
+    """Name what brings the output of a network that makes images to [0, 1]."""
+    from pipeline.networks.autoencoders import activation_of
+
+    return activation_of(config.train.network.name.partition(":")[2])
+
+
+def to_pixels(values: np.ndarray) -> np.ndarray:
+    """Turn (3, height, width) float in [0, 1] into (height, width, 3) uint8 RGB."""
+    return np.ascontiguousarray(np.rint(values.transpose(1, 2, 0) * 255.0).astype(np.uint8))

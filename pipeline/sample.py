@@ -14,6 +14,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -726,12 +727,10 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
 
-def _scanned(
-    plan: _Plan, kind: TissueKind, laboratory: Laboratory, traits: Traits, seed: list[int]
-) -> Iterator[tuple[int, int, bool, np.ndarray, Tissue]]:
-    """The images of one field as (top, left, copy, pixels, tissue): its crops are cut from one scan."""
-    grown, first, second = (np.random.default_rng(part) for part in np.random.SeedSequence(seed).spawn(3))
-    whole = render_tissue(kind, plan.rows * plan.height, plan.columns * plan.width, grown, traits)
+def _scanned(section: Section) -> Iterator[tuple[int, int, bool, np.ndarray, Tissue]]:
+    """The images of one section as (top, left, copy, pixels, tissue): its crops are cut from one scan."""
+    plan, laboratory, whole = section.plan, section.laboratory, section.grow()
+    _, first, second = (np.random.default_rng(part) for part in np.random.SeedSequence(section.seed).spawn(3))
     image = laboratory.scan(whole.concentrations, first)
     for top in range(0, image.shape[0], plan.height):
         for left in range(0, image.shape[1], plan.width):
@@ -756,18 +755,46 @@ def _patients() -> Iterator[tuple[Literal["train", "test"], Laboratory, tuple[_P
         yield "test", LABORATORIES[name], (*_TEST_FIELDS, _TEST_GLASS) if name == names[-1] else _TEST_FIELDS
 
 
-def render_sample(seed: int = 1412) -> Iterator[SampleImage]:
-    """Render every image: 16 patients of four laboratories to train on, five more for the test set; one at a time."""
+@dataclass(frozen=True)
+class Section:
+    """One field of a patient before it is grown; seed: three numbers that all of its randomness comes from."""
+
+    part: Literal["train", "test"]
+    patient: str
+    field: str
+    laboratory: Laboratory
+    kind: TissueKind
+    traits: Traits
+    seed: tuple[int, int, int]
+    plan: _Plan
+
+    def grow(self) -> Tissue:
+        """The whole tissue, of which the sample's images are crops."""
+        grown = np.random.default_rng(np.random.SeedSequence(self.seed).spawn(1)[0])
+        height, width = self.plan.rows * self.plan.height, self.plan.columns * self.plan.width
+        return render_tissue(self.kind, height, width, grown, self.traits)
+
+
+def sections(seed: int = 1412) -> Iterator[Section]:
+    """Every section of the sample: 16 patients of four laboratories to train on, five more for the test set."""
     for number, (part, laboratory, plans) in enumerate(_patients()):
         traits = _traits(np.random.default_rng(np.random.SeedSequence([seed, number])))
+        patient = f"patient-{number + 1:02d}"
         for index, plan in enumerate(plans):
             kind = plan.kind or _KINDS[(number + number // 4 + index) % len(_KINDS)]
-            scanned = _scanned(plan, kind, laboratory, traits, [seed, number, index])
-            for crop, (top, left, copy, pixels, tissue) in enumerate(scanned):
-                yield SampleImage(
-                    _digest("stainseg", VERSION, seed, number, index, crop), part, f"patient-{number + 1:02d}",
-                    f"patient-{number + 1:02d}-field-{index + 1}", laboratory, top, left, copy, pixels, tissue,
-                )  # fmt: skip
+            field = f"{patient}-field-{index + 1}"
+            yield Section(part, patient, field, laboratory, kind, traits, (seed, number, index), plan)
+
+
+def render_sample(seed: int = 1412) -> Iterator[SampleImage]:
+    """Render every image of every section, one at a time."""
+    for section in sections(seed):
+        for crop, (top, left, copy, pixels, tissue) in enumerate(_scanned(section)):
+            case_id = _digest("stainseg", VERSION, *section.seed, crop)
+            yield SampleImage(
+                case_id, section.part, section.patient, section.field, section.laboratory, top, left, copy, pixels,
+                tissue,
+            )  # fmt: skip
 
 
 def _png(raster: np.ndarray) -> bytes:
@@ -806,7 +833,7 @@ def _write_image(folder: Path, image: SampleImage) -> None:
         (home / "masks" / f"{_digest(image.case_id, number)}.png").write_bytes(_png(mask))
 
 
-def _write_tables(folder: Path, images: list[SampleImage], seed: int) -> None:
+def _write_tables(folder: Path, images: list[SampleImage]) -> None:
     images = sorted(images, key=lambda image: image.case_id)
     runs = {image.case_id: _runs(image) for image in images}
     test = [image for image in images if image.part == "test"]
@@ -832,9 +859,7 @@ def _write_tables(folder: Path, images: list[SampleImage], seed: int) -> None:
     }
     for name, (header, rows) in tables.items():
         write_text(folder / name, _table(header, rows))
-    stain = {name: asdict(laboratory) for name, laboratory in LABORATORIES.items()}
-    write_text(folder / "truth" / "laboratories.json", json.dumps(stain, indent=2) + "\n")
-    write_text(folder / "truth" / "sample.json", json.dumps({"version": VERSION, "seed": seed}) + "\n")
+    write_laboratories(folder / "truth" / "laboratories.json")
 
 
 def write_sample(folder: Path, seed: int = 1412) -> None:
@@ -848,9 +873,34 @@ def write_sample(folder: Path, seed: int = 1412) -> None:
     A sample of this version and seed is left as it is, one of another is replaced; a killed run leaves nothing in the
     folder. Raises ValueError where the folder holds something that is not a sample.
     """
-    marker = folder / "truth" / "sample.json"
+    with replaced_whole(folder, "sample.json", {"version": VERSION, "seed": seed}) as aside:
+        if aside is None:
+            return
+        (aside / "truth" / "concentrations").mkdir(parents=True)
+        images = []
+        for image in render_sample(seed):
+            _write_image(aside, image)
+            images.append(image)
+        _write_tables(aside, images)
+
+
+def write_laboratories(file: Path) -> None:
+    """Write stain matrix, amounts, white point and scanner of every laboratory as JSON, by its name."""
+    stain = {name: asdict(laboratory) for name, laboratory in LABORATORIES.items()}
+    write_text(file, json.dumps(stain, indent=2) + "\n")
+
+
+@contextmanager
+def replaced_whole(folder: Path, name: str, wanted: dict[str, int]) -> Iterator[Path | None]:
+    """Give a folder to render into, which takes the place of this one when the block ends without an error.
+
+    name, wanted: the file in truth/ that says what was rendered, and what it shall say. Gives None where it says so
+    already. Raises ValueError where the folder holds something that was not rendered so.
+    """
+    marker = folder / "truth" / name
     if marker.is_file():
-        if json.loads(marker.read_text(encoding="utf-8")) == {"version": VERSION, "seed": seed}:
+        if json.loads(marker.read_text(encoding="utf-8")) == wanted:
+            yield None
             return
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(
@@ -861,12 +911,9 @@ def write_sample(folder: Path, seed: int = 1412) -> None:
     earlier = folder.with_name(f".{folder.name}.earlier")
     for left_behind in (aside, earlier):
         shutil.rmtree(left_behind, ignore_errors=True)
-    (aside / "truth" / "concentrations").mkdir(parents=True)
-    images = []
-    for image in render_sample(seed):
-        _write_image(aside, image)
-        images.append(image)
-    _write_tables(aside, images, seed)
+    aside.mkdir(parents=True)
+    yield aside
+    write_text(aside / "truth" / name, json.dumps(wanted) + "\n")
     if folder.exists():
         folder.replace(earlier)
     aside.replace(folder)

@@ -14,6 +14,7 @@ from pipeline.config import ComputeSettings, Config, PredictSettings
 from pipeline.inference import Predictor
 from pipeline.instances import Thresholds
 from pipeline.networks import build_network
+from pipeline.networks.autoencoders import Autoencoder
 from pipeline.outputs import Outputs
 
 BEST, FROZEN, MODEL, THRESHOLDS, STAIN = "best.pt", "config.yaml", "model.json", "thresholds.json", "stain.json"
@@ -27,18 +28,22 @@ class TrainedRun:
     folder: Path
     config: Config
     outputs: Outputs
+    weights: Path
 
     def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> Predictor:
         """Load the best weights, weights only, onto a device.
 
         Raises ValueError where the run has no weights yet.
         """
-        file = self.folder / BEST
-        if not file.exists():
-            raise ValueError(f"{file}: expected the weights of a trained run, found nothing; run `make train` first")
+        if not self.weights.exists():
+            raise ValueError(
+                f"{self.weights}: expected the weights of a trained run, found nothing; run `make train` first"
+            )
         torch.set_num_threads(compute.threads)
         network = build_network(self.config.train.network, IMAGE_CHANNELS, len(self.outputs.channels), pretrained=False)
-        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["network"])
+        network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True)["network"])
+        if isinstance(network, Autoencoder):
+            network.use = self.config.train.reconstruction.code
         network.to(compute.device).eval()
         if compute.channels_last:
             network.to(memory_format=torch.channels_last)
@@ -90,4 +95,4 @@ def open_run(folder: Path) -> TrainedRun:
         )
     config = Config.model_validate(yaml.safe_load((folder / FROZEN).read_text(encoding="utf-8")))
     model = json.loads((folder / MODEL).read_text(encoding="utf-8"))
-    return TrainedRun(folder, config, Outputs(**model | {"channels": tuple(model["channels"])}))
+    return TrainedRun(folder, config, Outputs.from_dict(model), folder / BEST)

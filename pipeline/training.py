@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -25,6 +25,7 @@ from pipeline.config import Config, TrainSettings, dump_config
 from pipeline.inference import Predictor
 from pipeline.networks import Network
 from pipeline.records.files import write_bytes, write_text
+from pipeline.tasks.players import NETWORK, Player
 from pipeline.trained import BEST, FROZEN
 
 LAST, HISTORY = "last.pt", "history.csv"
@@ -34,19 +35,27 @@ CALIBRATION_STEPS = 12
 
 
 class Task(Protocol):
-    """What the loop needs of a task."""
+    """What the loop needs of a task.
 
-    @property
-    def network(self) -> nn.Module:
-        """The network that is trained."""
+    players: by name, NETWORK among them; others, such as a discriminator, only help to train it.
+    headline: column of the history that the progress bar shows, and its name there.
+    """
+
+    players: dict[str, Player]
+    headline: tuple[str, str]
 
     def crops(self, workers: int) -> Dataset[dict[str, torch.Tensor]]:
         """Return the training samples; sample n is a function of (seed, n) only."""
 
-    def step(self, network: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the loss of one batch."""
+    def step(
+        self, networks: Mapping[str, nn.Module], batch: dict[str, torch.Tensor], progress: float
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield a player's name and its loss, one turn a player; that player alone is updated before the next turn.
 
-    def validate(self, predict: Callable[[Any], Any]) -> dict[str, float]:
+        progress: share of the steps that are done.
+        """
+
+    def validate(self, predict: Predictor) -> dict[str, float]:
         """Return scores of the validation part; validation_score decides which weights are best."""
 
 
@@ -117,14 +126,19 @@ class _Loop:
             raise TrainingFailed(
                 f"train.batch: expected a multiple of the {fabric.world_size} processes, found {self.settings.batch}"
             )
-        if config.compute.channels_last:
-            task.network.to(memory_format=torch.channels_last)
-        optimiser = torch.optim.AdamW(
-            _decay_groups(task.network, self.settings.weight_decay), lr=self.settings.learning_rate, foreach=True
-        )
-        self.network, self.optimiser = fabric.setup(task.network, optimiser)
+        self.networks: dict[str, nn.Module] = {}
+        self.optimisers: dict[str, Any] = {}
+        for name, player in task.players.items():
+            if config.compute.channels_last:
+                player.module.to(memory_format=torch.channels_last)
+            optimiser = torch.optim.AdamW(
+                _decay_groups(player.module, self.settings.weight_decay), lr=player.learning_rate, betas=player.betas,
+                foreach=True,
+            )  # fmt: skip
+            self.networks[name], self.optimisers[name] = fabric.setup(player.module, optimiser)
+        self.trained = task.players[NETWORK].module
         self.averaged = AveragedModel(
-            task.network, multi_avg_fn=moving_average(self.settings.average), use_buffers=True
+            self.trained, multi_avg_fn=moving_average(self.settings.average), use_buffers=True
         )
         self.predictor = Predictor(
             cast(Network, self.averaged.module),
@@ -135,7 +149,7 @@ class _Loop:
         )
         self.step = 0
         # Over the steps since the last validation, on the device, so that no step waits for it.
-        self.loss_sum, self.loss_steps = torch.zeros((), device=fabric.device), 0
+        self.loss_sums, self.loss_steps = self._no_losses(), 0
         self.best_score = -math.inf
         self.validations_without_gain = 0
         self.history: list[dict[str, Any]] = []
@@ -156,50 +170,62 @@ class _Loop:
         )
         with bar:
             while self.step < self.settings.steps and not stop:
-                self.loss_sum = self.loss_sum + self._train_step(next(samples))
+                for name, loss in self._train_step(next(samples)).items():
+                    self.loss_sums[name] += loss
                 self.loss_steps += 1
                 self.step += 1
                 bar.update()
                 validates = self.step % every == 0 or self.step == self.settings.steps
                 overdue = time.monotonic() - saved > CHECKPOINT_SECONDS
                 if self.step % 10 == 0 or validates or overdue:
-                    loss = float(self.loss_sum) / self.loss_steps
-                    self._check(loss)
+                    losses = {name: float(total) / self.loss_steps for name, total in self.loss_sums.items()}
+                    self._check(losses)
                     rate = bar.format_dict["rate"]
-                    shown = {"loss": f"{loss:.3f}", "images/s": f"{rate * self.settings.batch:.1f}" if rate else "-"}
+                    shown = {name: f"{loss:.3f}" for name, loss in losses.items()}
+                    shown["images/s"] = f"{rate * self.settings.batch:.1f}" if rate else "-"
                     if self.history:
-                        shown["val Dice"] = f"{self.history[-1]['validation_dice']:.3f}"
+                        column, title = self.task.headline
+                        shown[f"val {title}"] = f"{self.history[-1][column]:.3f}"
                     bar.set_postfix(shown, refresh=False)
                 if validates:
-                    stop = self._validate(loss)
+                    stop = self._validate(losses)
                 if validates or overdue:
                     self._save()
                     saved = time.monotonic()
 
-    def _train_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # Whatever is random inside the network depends on the step alone, so that a resumed run draws the same.
         entropy = np.random.SeedSequence([self.config.seed, self.step, self.fabric.global_rank])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * schedule(self.step, self.settings)
-        self.network.train()
+        for name, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = self.task.players[name].learning_rate * schedule(self.step, self.settings)
+        for network in self.networks.values():
+            network.train()
+        losses = {}
         try:
-            loss = self.task.step(self.network, batch)
-            self.fabric.backward(loss)
+            for name, loss in self.task.step(self.networks, batch, self.step / self.settings.steps):
+                # A turn's backward pass may have reached the players of later turns.
+                self.optimisers[name].zero_grad(set_to_none=True)
+                self.fabric.backward(loss)
+                self.fabric.clip_gradients(
+                    self.networks[name], self.optimisers[name], max_norm=self.settings.gradient_clip,
+                    error_if_nonfinite=False,
+                )  # fmt: skip
+                self.optimisers[name].step()
+                losses[_loss_column(name)] = loss.detach()
         except torch.OutOfMemoryError as error:
             raise TrainingFailed(self._out_of_memory(str(error))) from error
         except RuntimeError as error:
             if "not enough memory" in str(error) or "can't allocate memory" in str(error):
                 raise TrainingFailed(self._out_of_memory(str(error))) from error
             raise
-        self.fabric.clip_gradients(
-            self.network, self.optimiser, max_norm=self.settings.gradient_clip, error_if_nonfinite=False
-        )
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
         if self.settings.average:
-            self.averaged.update_parameters(self.task.network)
-        return loss.detach()
+            self.averaged.update_parameters(self.trained)
+        return losses
+
+    def _no_losses(self) -> dict[str, torch.Tensor]:
+        return {_loss_column(name): torch.zeros((), device=self.fabric.device) for name in self.task.players}
 
     def _out_of_memory(self, detail: str) -> str:
         return (
@@ -208,18 +234,19 @@ class _Loop:
             f"or lower augment.crop or train.network.width"
         )
 
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check(self, losses: dict[str, float]) -> None:
+        if not all(map(math.isfinite, losses.values())):
+            found = ", ".join(f"{name} {loss}" for name, loss in losses.items())
             raise TrainingFailed(
-                f"step {self.step}: expected a loss, found {loss}. The last good weights are in "
+                f"step {self.step}: expected a loss, found {found}. The last good weights are in "
                 f"{self.folder / LAST}. "
                 f"Lower train.learning_rate (now {self.settings.learning_rate:g}), lengthen train.warm_up, "
                 f"or take compute.precision=fp32 (now {self.config.compute.precision})"
             )
 
-    def _validate(self, loss: float) -> bool:
+    def _validate(self, losses: dict[str, float]) -> bool:
         if not self.settings.average:
-            self.averaged.module.load_state_dict(self.task.network.state_dict())
+            self.averaged.module.load_state_dict(self.trained.state_dict())
         scores: dict[str, float] = {}
         if self.fabric.is_global_zero:
             self.averaged.module.eval()
@@ -230,12 +257,12 @@ class _Loop:
             "step": self.step,
             "epoch": round(self.step * self.settings.batch / len(self.crops), 2),  # type: ignore[arg-type]
             "learning_rate": round(self.settings.learning_rate * schedule(self.step - 1, self.settings), 9),
-            "loss": round(loss, 6),
+            **{name: round(loss, 6) for name, loss in losses.items()},
             **{name: round(value, 6) for name, value in scores.items()},
             "best": int(better),
         }
         self.history.append(row)
-        self.loss_sum, self.loss_steps = torch.zeros((), device=self.fabric.device), 0
+        self.loss_sums, self.loss_steps = self._no_losses(), 0
         self.validations_without_gain = 0 if better else self.validations_without_gain + 1
         if better:
             self.best_score = scores["validation_score"]
@@ -259,11 +286,11 @@ class _Loop:
             return
         state = {
             "step": self.step,
-            "loss_sum": float(self.loss_sum),
+            "loss_sums": {name: float(total) for name, total in self.loss_sums.items()},
             "loss_steps": self.loss_steps,
-            "network": self.task.network.state_dict(),
+            "networks": {name: player.module.state_dict() for name, player in self.task.players.items()},
             "averaged": self.averaged.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "best_score": self.best_score,
             "validations_without_gain": self.validations_without_gain,
             "history": self.history,
@@ -277,11 +304,14 @@ class _Loop:
         if not (self.folder / LAST).exists():
             return
         state = torch.load(self.folder / LAST, map_location=self.fabric.device, weights_only=True)
-        self.task.network.load_state_dict(state["network"])
+        for name, player in self.task.players.items():
+            player.module.load_state_dict(state["networks"][name])
+            self.optimisers[name].load_state_dict(state["optimisers"][name])
         self.averaged.load_state_dict(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best_score = state["step"], state["best_score"]
-        self.loss_sum = torch.tensor(state["loss_sum"], device=self.fabric.device)
+        self.loss_sums = {
+            name: torch.tensor(total, device=self.fabric.device) for name, total in state["loss_sums"].items()
+        }
         self.loss_steps = state["loss_steps"]
         self.validations_without_gain, self.history = state["validations_without_gain"], state["history"]
         scaler = getattr(self.fabric._precision, "scaler", None)
@@ -302,6 +332,10 @@ class _Loop:
             multiprocessing_context="spawn" if workers else None, prefetch_factor=4 if workers else None,
         )  # fmt: skip
         return iter(cast(DataLoader[Any], self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)))
+
+
+def _loss_column(player: str) -> str:
+    return "loss" if player == NETWORK else f"loss_{player}"
 
 
 def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -346,7 +380,8 @@ def calibrate(fabric: Fabric, task: Task, config: Config, activation: str) -> in
     times = []
     for _ in range(CALIBRATION_STEPS):
         started = time.perf_counter()
-        float(loop._train_step(next(samples)))
+        for loss in loop._train_step(next(samples)).values():
+            float(loss)
         loop.step += 1
         times.append(time.perf_counter() - started)
     started = time.perf_counter()

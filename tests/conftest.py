@@ -41,6 +41,12 @@ def dsb2018() -> Path:
 
 
 @pytest.fixture(scope="session")
+def idc_patient() -> Path:
+    """One patient of Breast Histopathology Images, in the layout of the download."""
+    return _real("kaggle", "breast-histopathology-images")
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of other real images."""
     return _real("real")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.config import Config, load_config
+from pipeline.tasks.players import Player
 from pipeline.training import TrainingFailed, fit, schedule
 
 SETTINGS = ("compute.device=cpu", "compute.precision=fp32", "compute.threads=1", "train.steps=24", "train.batch=4",
@@ -42,8 +44,10 @@ class Doubling:
         self.network = nn.Sequential(
             nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(0.3), nn.ReLU(), nn.Conv2d(8, 3, 1)
         )
+        self.players = {"network": Player(self.network, config.train.learning_rate)}
         self.config = config
 
+    headline = ("validation_dice", "Dice")
     interrupt_at: int | None = None
     poison_at: int | None = None
     steps_taken = 0
@@ -51,12 +55,12 @@ class Doubling:
     def crops(self, workers: int) -> Crops:
         return Crops()
 
-    def step(self, network: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def step(self, networks, batch: dict[str, torch.Tensor], progress: float) -> Iterator[tuple[str, torch.Tensor]]:
         type(self).steps_taken += 1
         if type(self).steps_taken == type(self).interrupt_at:
             raise Interrupted
-        loss = (network(batch["image"]) - batch["target"]).square().mean()
-        return loss * math.nan if type(self).steps_taken == type(self).poison_at else loss
+        loss = (networks["network"](batch["image"]) - batch["target"]).square().mean()
+        yield "network", loss * math.nan if type(self).steps_taken == type(self).poison_at else loss
 
     def validate(self, predict) -> dict[str, float]:
         with torch.no_grad():
@@ -132,20 +136,55 @@ def test_training_stops_early_when_validation_does_not_gain(tmp_path: Path) -> N
 
 def test_a_loss_that_is_no_number_says_what_to_change_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
     Doubling.poison_at = 15
-    with pytest.raises(TrainingFailed, match=r"expected a loss, found nan.*last\.pt.*Lower train\.learning_rate"):
+    with pytest.raises(TrainingFailed, match=r"expected a loss, found loss nan.*last\.pt.*Lower train\.learning_rate"):
         train(tmp_path / "run")
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["step"] == 12
-    assert all(torch.isfinite(value).all() for value in state["network"].values())
+    assert all(torch.isfinite(value).all() for value in state["networks"]["network"].values())
 
 
 def test_a_batch_that_does_not_fit_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(self, network, batch):
+    def exhausted(self, networks, batch, progress):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(Doubling, "step", exhausted)
     with pytest.raises(TrainingFailed, match=r"does not hold a batch of 4 crops.*halve train\.batch"):
         train(tmp_path / "run")
+
+
+class Contest(Doubling):
+    """Two players: the second learns from what the first gives, and reaches back into it."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.judge = nn.Conv2d(3, 1, 1)
+        self.players["judge"] = Player(self.judge, 0.02, (0.5, 0.999))
+
+    def step(self, networks, batch: dict[str, torch.Tensor], progress: float) -> Iterator[tuple[str, torch.Tensor]]:
+        given = networks["network"](batch["image"])
+        before = [value.clone() for value in self.judge.parameters()]
+        yield "judge", (networks["judge"](given.detach()) - 1.0).square().mean()
+        assert any(not torch.equal(old, new) for old, new in zip(before, self.judge.parameters(), strict=True))
+        for name, loss in super().step(networks, batch, progress):
+            yield name, loss + networks["judge"](given).mean()
+
+
+def test_two_players_each_have_their_turn_and_resume_exactly(tmp_path: Path) -> None:
+    def run(folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        fit(Contest, load_config(None, [*SETTINGS]), "sigmoid", folder)
+        return folder
+
+    whole = run(tmp_path / "whole")
+    Contest.steps_taken, Contest.interrupt_at = 0, 9
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut")
+    Contest.interrupt_at = None
+    assert same_files(whole, run(tmp_path / "cut"))
+    state = torch.load(whole / "last.pt", weights_only=True)
+    assert set(state["networks"]) == set(state["optimisers"]) == {"network", "judge"}
+    with (whole / "history.csv").open() as stream:
+        assert {"loss", "loss_judge"} <= set(next(csv.DictReader(stream)))
 
 
 def test_minutes_become_steps_once_and_are_frozen(tmp_path: Path) -> None:

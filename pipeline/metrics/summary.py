@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -228,12 +228,12 @@ def summarise(per_case: DataFrame, part: str, resamples: int = 2000, seed: int =
         "resamples": resamples,
         "seed": seed,
         "empty_policy": EMPTY_POLICY,
-        part: _summary(scored, groups, resamples, seed),
+        part: _summary(_statistics(scored), groups, resamples, seed),
         "by_stratum": {},
     }
     for stratum in sorted(set(strata)):
         chosen = strata == stratum
-        content["by_stratum"][stratum] = _summary(scored[chosen], groups[chosen], resamples, seed)
+        content["by_stratum"][stratum] = _summary(_statistics(scored[chosen]), groups[chosen], resamples, seed)
     return content
 
 
@@ -250,8 +250,28 @@ def _is_missing(name: object) -> bool:
     return name is None or name == "" or name != name  # NaN, which an empty cell of a CSV becomes
 
 
-def _summary(scored: DataFrame, groups: np.ndarray, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    statistics = _statistics(scored)
+def summarise_means(
+    table: DataFrame, columns: Sequence[str], resamples: int = 2000, seed: int = 1412
+) -> dict[str, dict[str, Any]]:
+    """Mean over cases of columns, each with low, high, groups and cases as in metrics.json.
+
+    table: one row a case, with case_id, group and the columns; a case without a value is left out of that column, a
+    column without values altogether. The interval is that of summarise.
+    """
+    ordered = table.sort_values("case_id").reset_index(drop=True)
+    one = np.ones((len(ordered), 1))
+    statistics = {}
+    for name in columns:
+        values = ordered[name].to_numpy(dtype=np.float64, na_value=np.nan)[:, None]
+        scored = ~np.isnan(values[:, 0])
+        if scored.any():
+            statistics[name] = _Statistic(scored, values[scored], one[scored], one[scored])
+    return _summary(statistics, _group_numbers(ordered), resamples, seed)
+
+
+def _summary(
+    statistics: dict[str, _Statistic], groups: np.ndarray, resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
     grouped = {}
     for name, statistic in statistics.items():
         numbers = np.unique(groups[statistic.cases], return_inverse=True)[1]

@@ -1,4 +1,4 @@
-"""Networks by name: the U-Net of this project, and any of segmentation-models-pytorch and MONAI.
+"""Networks by name: the U-Net and the autoencoders of this project, and any of segmentation-models-pytorch and MONAI.
 
 All keep the contract of `Network`. `pipeline.targets.fit_target` brings a target to the place of the output.
 """
@@ -41,42 +41,73 @@ def _unet(settings: NetworkSettings, channels: int, outputs: int, pretrained: bo
             f"network.arguments: expected none for unet, found {', '.join(settings.arguments)}; unet is set by width, "
             f"depth, padded, normalisation, dropout and output_stride"
         )
+    _refuse_settings(settings, ("code",), "autoencoders")
     return UNet(
         channels, outputs, settings.width, settings.depth, settings.padded, settings.normalisation, settings.dropout,
         settings.output_stride,
     )  # fmt: skip
 
 
-def _refuse_unet_settings(settings: NetworkSettings) -> None:
-    own = ("width", "depth", "padded", "normalisation", "dropout", "output_stride")
+def _autoencoder(settings: NetworkSettings, channels: int, outputs: int, pretrained: bool) -> Network:
+    from pipeline.networks.autoencoders import KINDS, Autoencoder
+    from pipeline.networks.named import unknown
+
+    kind = next((kind for kind in KINDS if settings.name == f"autoencoder:{kind}"), None)
+    if kind is None:
+        raise ValueError(unknown("network.name", settings.name, [f"autoencoder:{known}" for known in KINDS]))
+    if settings.arguments:
+        raise ValueError(
+            f"network.arguments: expected none for {settings.name}, found {', '.join(settings.arguments)}; "
+            f"autoencoders are set by width, depth, code, normalisation and dropout"
+        )
+    _refuse_settings(settings, ("padded", "output_stride"), "unet")
+    if kind == "linear":
+        _refuse_settings(settings, ("width", "normalisation", "dropout"), "the other autoencoders and unet")
+    return Autoencoder(
+        kind, channels, outputs, settings.width, settings.depth, settings.code, settings.normalisation,
+        settings.dropout,
+    )  # fmt: skip
+
+
+def _refuse_settings(settings: NetworkSettings, names: tuple[str, ...], owners: str, instead: str = "") -> None:
     fields = NetworkSettings.model_fields
-    given = [name for name in own if getattr(settings, name) != fields[name].default]
+    given = [name for name in names if getattr(settings, name) != fields[name].default]
     if given:
         raise ValueError(
-            f"network.name {settings.name}: {', '.join(given)} belong to unet and would have no effect; leave them "
-            f"out, and put what {settings.name} takes under network.arguments"
+            f"network.name {settings.name}: {', '.join(given)} belong to {owners} and would have no effect; leave them "
+            f"out{instead}"
         )
+
+
+def _refuse_own_settings(settings: NetworkSettings) -> None:
+    instead = f", and put what {settings.name} takes under network.arguments"
+    own = ("width", "depth", "padded", "normalisation", "dropout", "output_stride")
+    _refuse_settings(settings, own, "unet", instead)
+    _refuse_settings(settings, ("code",), "autoencoders", instead)
 
 
 def _smp(settings: NetworkSettings, channels: int, outputs: int, pretrained: bool) -> Network:
     from pipeline.networks.named import build_smp
 
-    _refuse_unet_settings(settings)
+    _refuse_own_settings(settings)
     return build_smp(settings.name.partition(":")[2], channels, outputs, settings.arguments, pretrained)
 
 
 def _monai(settings: NetworkSettings, channels: int, outputs: int, pretrained: bool) -> Network:
     from pipeline.networks.named import build_monai
 
-    _refuse_unet_settings(settings)
+    _refuse_own_settings(settings)
     return build_monai(settings.name.partition(":")[2], channels, outputs, settings.arguments, pretrained)
 
 
 NETWORKS: dict[str, Callable[[NetworkSettings, int, int, bool], Network]] = {
     "unet": _unet,
+    "autoencoder": _autoencoder,
     "smp": _smp,
     "monai": _monai,
 }
+
+EXAMPLES = ("unet", "autoencoder:convolutional", "smp:Unet", "smp:DeepLabV3Plus", "monai:BasicUNet")
 
 
 def build_network(settings: NetworkSettings, channels: int, outputs: int, *, pretrained: bool = True) -> Network:
@@ -90,8 +121,8 @@ def build_network(settings: NetworkSettings, channels: int, outputs: int, *, pre
         from pipeline.networks.named import unknown
 
         raise ValueError(
-            unknown("network.name", settings.name, ("unet", "smp:Unet", "smp:DeepLabV3Plus", "monai:BasicUNet"))
-            + " (unet, smp:<Architecture> or monai:<Network>)"
+            unknown("network.name", settings.name, EXAMPLES)
+            + " (unet, autoencoder:<kind>, smp:<Architecture> or monai:<Network>)"
         )
     return NETWORKS[family](settings, channels, outputs, pretrained)
 

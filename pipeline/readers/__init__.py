@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.readers import dsb2018, folder_pairs
+from pipeline.readers import dsb2018, folder_pairs, idc, image_pairs, images
 from pipeline.readers.layout import RawCase, RawDataset, Reader
 from pipeline.records.raw import RawFolder
 
@@ -17,6 +17,23 @@ READERS = {
         folder_pairs.read,
         "images/<name>.png and masks/<name>.png (also labels/ or annotations/), or <name>.png beside <name>_mask.png",
     ),
+    "idc": Reader(
+        idc.recognises,
+        idc.read,
+        "<patient>/<0 or 1>/<patient>_idx5_x<X>_y<Y>_class<0 or 1>.png: patches with a class each",
+    ),
+    "image_pairs": Reader(
+        image_pairs.recognises,
+        image_pairs.read,
+        "input/<name>.png and target/<name>.png (also source/ and target/, trainA/ and trainB/), "
+        "or pairs/<name>.png with the input in its left half and the target in its right",
+    ),
+    "images": Reader(
+        images.recognises,
+        images.read,
+        "images without labels, <stratum>/<name>.png or <name>.png; only where ingest.layout=images asks for it",
+        only_by_name=True,
+    ),
 }
 """Tried in this order where ingest.layout is auto."""
 
@@ -27,7 +44,7 @@ def layout_of(raw: RawFolder, wanted: str) -> str:
     """Name the layout of a raw folder; wanted is auto or a name. Raises ValueError, saying what was found."""
     names = [wanted] if wanted != "auto" else list(READERS)
     for name in names:
-        if READERS[name].recognises(raw):
+        if (wanted == name or not READERS[name].only_by_name) and READERS[name].recognises(raw):
             return name
     files = raw.files()
     found = f"{len(files)} files ({', '.join(files[:5])}{', ...' if len(files) > 5 else ''})" if files else "no files"

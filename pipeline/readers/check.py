@@ -36,8 +36,9 @@ from pipeline.records.raw import RawFolder
 class Checked:
     """What is known of one case.
 
-    shape: height and width. image: (height, width, 3) uint8 RGB; label: where the case has one. Both stay None where
-    there are faults, and where they wait for the whole data set. bits: depth of an image of more than 8 bits a channel;
+    shape: height and width. image: (height, width, 3) uint8 RGB; label: where the case has one, its raster, or target:
+    uint8 RGB of the image's size. All stay None where there are faults, and where they wait for the whole data set.
+    bits: depth of image and target where one has more than 8 bits a channel;
     survey: values of a label raster; objects: how many the label has, its pixels dropped or not.
     """
 
@@ -45,6 +46,7 @@ class Checked:
     shape: tuple[int, int] | None = None
     image: np.ndarray | None = None
     label: Label | None = None
+    target: np.ndarray | None = None
     bits: int | None = None
     survey: ValueSurvey | None = None
     objects: int = 0
@@ -63,7 +65,7 @@ class Checked:
 
     def drop_pixels(self) -> None:
         """Forget the pixels once they are written, so that memory holds a few cases at a time."""
-        self.image = self.label = None
+        self.image = self.label = self.target = None
 
     def note(self, file: str, error: FaultyFile) -> None:
         """Keep a fault of one file."""
@@ -73,36 +75,62 @@ class Checked:
 def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Checked:
     """Read image and label of one case; what is wrong with them stands in its faults."""
     checked = Checked(case)
-    try:
-        decoded = decode(case.image, raw.read(case.image), "image")
-        checked.shape = (decoded.pixels.shape[0], decoded.pixels.shape[1])
-        if decoded.pixels.dtype.kind in "ui" and decoded.pixels.dtype != np.uint8:
-            checked.bits = bit_depth(decoded.pixels)
-        image, remarks = to_rgb(decoded)
-        checked.remarks += remarks
-    except FaultyFile as fault:
-        checked.note(case.image, fault)
-    label = _check_label(raw, checked, settings) if case.labelled else None
+    image = _colours(raw, checked, case.image)
+    target = _colours(raw, checked, case.target, of_target=True) if case.target else None
+    label = _check_label(raw, checked, settings) if case.segmented else None
     if not checked.faults and not checked.waits:
-        checked.image, checked.label = image, label
+        checked.image, checked.target, checked.label = image, target, label
         checked.objects = label.count if label else 0
     return checked
 
 
 def finish_case(raw: RawFolder, case: RawCase, settings: IngestSettings, meaning: Meaning | None, bits: int) -> Checked:
     """Read a case that waited, and had no faults, under what was decided over the whole data set."""
-    decoded = decode(case.image, raw.read(case.image), "image")
-    checked = Checked(case, (decoded.pixels.shape[0], decoded.pixels.shape[1]))
-    checked.image, remarks = to_rgb(decoded, bits)
-    checked.remarks += remarks
+    checked = Checked(case)
+    checked.image = _colours(raw, checked, case.image, bits)
+    checked.target = _colours(raw, checked, case.target, bits, of_target=True) if case.target else None
     if case.raster is not None and meaning is not None:
         plane, remarks = _plane(raw, case.raster)
         checked.label = from_raster(plane, meaning, settings.threshold)
         checked.remarks += [*remarks, *checked.label.remarks]
-    elif case.labelled:
+    elif case.segmented:
         checked.label = _check_label(raw, checked, settings)
     checked.objects = checked.label.count if checked.label else 0
     return checked
+
+
+def _colours(
+    raw: RawFolder, checked: Checked, name: str, bits: int | None = None, *, of_target: bool = False
+) -> np.ndarray | None:
+    """The image or the target of a case as RGB; None where there are faults, which are noted.
+
+    bits: depth by which every image of the data set is scaled; None while it is being found.
+    """
+    try:
+        decoded = decode(name, raw.read(name), "image")
+        if checked.case.target == checked.case.image:
+            decoded = replace(decoded, pixels=_half(decoded.pixels, right=of_target))
+        shape = decoded.pixels.shape[:2]
+        if of_target and checked.shape:
+            check_size(shape, checked.shape)
+        elif not of_target:
+            checked.shape = (shape[0], shape[1])
+        if bits is None and decoded.pixels.dtype.kind in "ui" and decoded.pixels.dtype != np.uint8:
+            checked.bits = max(bit_depth(decoded.pixels), checked.bits or 0)
+        pixels, remarks = to_rgb(decoded, bits or 16)
+    except FaultyFile as fault:
+        checked.note(name, fault)
+        return None
+    checked.remarks += remarks
+    return pixels
+
+
+def _half(pixels: np.ndarray, *, right: bool) -> np.ndarray:
+    width = pixels.shape[1]
+    if width % 2:
+        expected = "image and target side by side, of the same width"
+        raise FaultyFile("odd width", expected, f"{width} pixels", "cut it into input/ and target/")
+    return pixels[:, width // 2 :] if right else pixels[:, : width // 2]
 
 
 def _check_label(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Label | None:

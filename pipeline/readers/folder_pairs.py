@@ -12,13 +12,12 @@ shares, its slashes written as `__`: images/P1/a.png is `P1__a`. A file sample_s
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset
+from pipeline.readers.layout import RawCase, RawDataset, case_ids, stem_of
 from pipeline.records.decode import IMAGE_SUFFIXES
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
@@ -64,7 +63,8 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     for file in files:
         if file.role == "mask":
             masks[next((key for key in _keys_of_mask(file) if key in images), file.key)].append(file)
-    names = _case_ids(images.keys() | masks.keys())
+    # Folders of the parts are left out, as test ids must be those of the sample submission.
+    names = case_ids(images.keys() | masks.keys(), TRAIN_FOLDERS | TEST_FOLDERS)
     cases, faults, findings = [], [], []
     for key in sorted(images.keys() | masks.keys()):
         own_images, own_masks, case_id = images.get(key, []), masks.get(key, []), names[key]
@@ -94,12 +94,12 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
 def _files(raw: RawFolder) -> list[_File]:
     """Every image file with its role: by its folder, else by the ending of its stem."""
     names = [name for name in raw.files() if name.lower().endswith(IMAGE_SUFFIXES)]
-    stems = {_stem(name) for name in names}
+    stems = {stem_of(name) for name in names}
     return [_file(name, stems) for name in names]
 
 
 def _file(name: str, stems: set[str]) -> _File:
-    *folders, stem = _stem(name).split("/")
+    *folders, stem = stem_of(name).split("/")
     lowered = [folder.lower() for folder in folders]
     test = any(folder in TEST_FOLDERS for folder in lowered)
     in_masks = [at for at, folder in enumerate(lowered) if folder in MASK_FOLDERS]
@@ -112,27 +112,6 @@ def _file(name: str, stems: set[str]) -> _File:
     return _File(name, role, "/".join([*kept, base if beside_its_image and not in_masks else stem]), test)
 
 
-def _stem(name: str) -> str:
-    path = PurePosixPath(unicodedata.normalize("NFC", name))
-    return path.with_suffix("").as_posix()
-
-
 def _keys_of_mask(file: _File) -> tuple[str, ...]:
     """The keys of the image that a mask may belong to, the exact one first."""
     return tuple(dict.fromkeys((file.key, MASK_ENDING.sub("", file.key))))
-
-
-def _case_ids(keys: set[str]) -> dict[str, str]:
-    parts = {
-        key: tuple(part for part in key.split("/")[:-1] if part.lower() not in TRAIN_FOLDERS | TEST_FOLDERS)
-        for key in keys
-    }
-    shared = 0
-    while len({folders[: shared + 1] for folders in parts.values()}) == 1 and all(
-        len(folders) > shared for folders in parts.values()
-    ):
-        shared += 1
-    short = {key: "__".join([*parts[key][shared:], key.rpartition("/")[2]]) for key in keys}
-    # Folders of the parts are left out as test ids must be those of the sample submission, unless ids then repeat.
-    unique = len({name.casefold() for name in short.values()}) == len(keys)
-    return short if unique else {key: key.replace("/", "__") for key in keys}

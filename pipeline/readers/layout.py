@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -25,6 +26,8 @@ class RawCase:
 
     image, masks, raster: names within the raw folder; masks: one file an object; raster: one file for the whole label.
     runs: run-length rows, one an object, an empty row meaning no object; None where no file speaks of the image.
+    target: file with the same tissue in the wanted stain; the image's own name where the two stand side by side in it,
+    the image in the left half. class_name: the class of the whole image.
     labelled: whether a label is expected. mpp: microns per pixel.
     """
 
@@ -34,9 +37,16 @@ class RawCase:
     masks: tuple[str, ...] = ()
     raster: str | None = None
     runs: tuple[str, ...] | None = None
+    target: str | None = None
+    class_name: str | None = None
     group: str | None = None
     stratum: str | None = None
     mpp: float | None = None
+
+    @property
+    def segmented(self) -> bool:
+        """Whether a label of object or class ids is expected, pixel by pixel."""
+        return self.labelled and self.target is None and self.class_name is None
 
 
 @dataclass(frozen=True)
@@ -55,11 +65,15 @@ class RawDataset:
 
 @dataclass(frozen=True)
 class Reader:
-    """One layout: how it is recognised, how it is read, and in words what it looks like."""
+    """One layout: how it is recognised, how it is read, and in words what it looks like.
+
+    only_by_name: never recognised, since it would take what another layout's mistake left over.
+    """
 
     recognises: Callable[[RawFolder], bool]
     read: Callable[[RawFolder, IngestSettings], RawDataset]
     looks_like: str
+    only_by_name: bool = False
 
 
 def root_of(raw: RawFolder, folder: str) -> str | None:
@@ -73,6 +87,27 @@ def root_of(raw: RawFolder, folder: str) -> str | None:
         if (match := re.search(rf"(^|/){re.escape(folder)}/", name))
     }
     return min(found, key=lambda prefix: (prefix.count("/"), prefix), default=None)
+
+
+def case_ids(keys: Iterable[str], unnamed: Set[str]) -> dict[str, str]:
+    """Map keys (paths without suffix) to case ids: what all share is dropped, slashes become `__`.
+
+    unnamed: folders, in small letters, that are dropped wherever they stand, unless ids then repeat.
+    """
+    parts = {key: tuple(part for part in key.split("/")[:-1] if part.lower() not in unnamed) for key in keys}
+    shared = 0
+    while len({folders[: shared + 1] for folders in parts.values()}) == 1 and all(
+        len(folders) > shared for folders in parts.values()
+    ):
+        shared += 1
+    short = {key: "__".join([*folders[shared:], key.rpartition("/")[2]]) for key, folders in parts.items()}
+    unique = len({name.casefold() for name in short.values()}) == len(parts)
+    return short if unique else {key: key.replace("/", "__") for key in parts}
+
+
+def stem_of(name: str) -> str:
+    """The path of a raw file without its suffix, letters composed (NFC)."""
+    return PurePosixPath(unicodedata.normalize("NFC", name)).with_suffix("").as_posix()
 
 
 def read_table(raw: RawFolder, name: str, columns: Iterable[str]) -> list[dict[str, str]]:

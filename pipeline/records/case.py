@@ -44,6 +44,17 @@ class Case:
     classes: dict[str, int] | None = None
     class_name: str | None = None
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there is truth about the image: a raster, another image, or its class."""
+        return self.label_kind != "none"
+
+
+def divided(cases: Iterable[Case]) -> list[Case]:
+    """Return the cases that are divided into parts: those with truth; all of them where none has any."""
+    cases = list(cases)
+    return [case for case in cases if case.labelled] or cases
+
 
 def write_cases(file: Path, cases: Iterable[Case]) -> None:
     """Write one JSON object a line, ordered by case id."""

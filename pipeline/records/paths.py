@@ -18,12 +18,14 @@ class Paths:
     normalise_method: str
     augment_recipe: str
     run: str
+    normalise_run: str | None = None
 
     @classmethod
     def of(cls, config: Config, root: Path = Path()) -> Paths:
         """Take the names from a configuration."""
         return cls(
-            root, config.dataset, config.split.name, config.normalise.method, config.augment.recipe, config.run
+            root, config.dataset, config.split.name, config.normalise.method, config.augment.recipe, config.run,
+            config.normalise.run,
         )  # fmt: skip
 
     @property
@@ -68,8 +70,15 @@ class Paths:
 
     @property
     def normalise(self) -> Path:
-        """images/, stain.json, status.csv."""
-        return self.root / "data" / "normalise" / self.dataset / self.normalise_method
+        """images/, stain.json, status.csv; the folder has the name of the method, or of the run that method learned
+        applies."""
+        name = self.normalise_run.replace("/", "-") if self.normalise_run else self.normalise_method
+        return self.root / "data" / "normalise" / self.dataset / name
+
+    @property
+    def learned_normaliser(self) -> Path | None:
+        """The trained run that method learned applies, None with other methods."""
+        return self.root / "data" / "train" / self.normalise_run if self.normalise_run else None
 
     @property
     def augment(self) -> Path:

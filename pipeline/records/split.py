@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from pipeline.records.case import Case, read_cases
+from pipeline.records.case import Case, divided, read_cases
 from pipeline.records.paths import Paths
 
 PARTS = ("train", "validation", "test")
 
 
 def read_parts(paths: Paths) -> dict[str, list[Case]]:
-    """Return the cases of train, validation and test, and those without a label as unlabelled, ordered by case id.
+    """Return the cases of train, validation and test, and those left out of them as unlabelled, ordered by case id.
+
+    Left out is what has no truth, where other cases of the data set have.
 
     A case's group is the one that the split used, found from pixels or given.
     Raises ValueError naming the labelled cases that the split does not know.
@@ -20,8 +22,10 @@ def read_parts(paths: Paths) -> dict[str, list[Case]]:
     rows = read_split_table(paths.split_table)
     parts: dict[str, list[Case]] = {part: [] for part in (*PARTS, "unlabelled")}
     unknown = []
-    for case in read_cases(paths.cases):
-        if case.label is None:
+    cases = read_cases(paths.cases)
+    known = {case.case_id for case in divided(cases)}
+    for case in cases:
+        if case.case_id not in known:
             parts["unlabelled"].append(case)
         elif case.case_id in rows:
             parts[rows[case.case_id]["part"]].append(case)
@@ -29,7 +33,7 @@ def read_parts(paths: Paths) -> dict[str, list[Case]]:
             unknown.append(case.case_id)
     if unknown:
         raise ValueError(
-            f"{paths.split_table}: expected every labelled case, {len(unknown)} miss ({', '.join(unknown[:5])}); "
+            f"{paths.split_table}: expected every case with a label, {len(unknown)} miss ({', '.join(unknown[:5])}); "
             f"run `python -m pipeline split` again"
         )
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import shutil
@@ -25,6 +26,7 @@ NEVER_CHANGES_A_RESULT = {"compute": ("workers",), "train": ("cache_megabytes", 
 class Stage:
     """One stage: what it is for, which earlier stages it needs, which settings it depends on, where it writes.
 
+    settings: sections of the configuration, or single settings of another stage's by their dotted path.
     owns: names it writes in a folder that it shares; empty where the folder is its own.
     """
 
@@ -65,7 +67,8 @@ STAGES = (
     Stage(
         "augment", "show what training will see, and write copies where asked",
         "training images and labels", "data/augment/<dataset>/<recipe>/",
-        ("ingest", "split", "normalise"), ("seed", "augment"), lambda paths: paths.augment,
+        ("ingest", "split", "normalise"), ("seed", "augment", "train.task", "train.intensity", "train.corruption"),
+        lambda paths: paths.augment,
     ),
     Stage(
         "train", "train the network and tune thresholds on the validation part",
@@ -82,7 +85,7 @@ STAGES = (
         "evaluate", "turn probability maps into masks and score the test part",
         "data/predict/<run>/, thresholds.json, labels", "reports/<run>/ metrics.json, per_case.csv, masks/",
         ("ingest", "split", "train", "predict"), ("evaluate", "seed"), lambda paths: paths.reports,
-        ("metrics.json", "per_case.csv", "masks"),
+        ("metrics.json", "per_case.csv", "masks", "normalised"),
     ),
     Stage(
         "report", "lay everything out on one page",
@@ -139,7 +142,7 @@ def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
     """Everything that the stage's result depends on: settings and hashes of inputs."""
     settings: dict[str, Any] = {}
     for key in stage.settings:
-        value = getattr(config, key)
+        value = functools.reduce(getattr, key.split("."), config)
         dumped = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
         for left_out in NEVER_CHANGES_A_RESULT.get(key, ()):
             dumped.pop(left_out)

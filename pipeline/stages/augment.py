@@ -60,10 +60,28 @@ def _write_sheet(cases: Sequence[Case], config: Config, paths: Paths) -> None:
     from pipeline.intensity import INTENSITIES
     from pipeline.records.rasters import write_png
 
+    if config.train.task in ("reconstruction", "translation"):
+        write_png(paths.augment / SHEET, _sheet_of_pairs(cases, config, paths))
+        return
     prepare = INTENSITIES[config.train.intensity]
     pairs = [(prepare(image), label) for image, label in (_read(case, paths) for case in cases)]
     seeds = [[sample_seed(config.seed, 0, case.case_id, crop) for crop in range(SHEET_CROPS)] for case in cases]
     write_png(paths.augment / SHEET, contact_sheet(pairs, config.augment, seeds))
+
+
+def _sheet_of_pairs(cases: Sequence[Case], config: Config, paths: Paths) -> np.ndarray:
+    """Show of each case the whole image, then crops as training sees them: what is given and what is wanted."""
+    from pipeline.augmentation import lay_out, sample_seed
+    from pipeline.pairs import PAIRS_SHOWN, Pairs
+
+    pairs = Pairs(config, paths)
+    rows = []
+    for case in cases:
+        image, target = pairs.read(case)
+        seeds = [sample_seed(config.seed, 0, case.case_id, crop) for crop in range(PAIRS_SHOWN)]
+        crops = [crop for seed in seeds for crop in pairs.cut(image, target, seed)]
+        rows.append([(shown, None) for shown in (image, *crops)])
+    return lay_out(rows)
 
 
 def _write_copies(cases: Sequence[Case], config: Config, paths: Paths) -> int:
@@ -91,5 +109,7 @@ def _write_copies(cases: Sequence[Case], config: Config, paths: Paths) -> int:
 def _read(case: Case, paths: Paths) -> tuple[np.ndarray, np.ndarray]:
     from pipeline.records.rasters import read_image, read_label
 
-    assert case.label is not None
-    return read_image(paths.image(case.image)), read_label(paths.ingest / case.label)
+    image = read_image(paths.image(case.image))
+    if case.label is None or case.label_kind == "image":
+        return image, np.zeros(image.shape[:2], np.uint16)
+    return image, read_label(paths.ingest / case.label)

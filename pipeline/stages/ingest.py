@@ -36,11 +36,15 @@ _LONGEST_NAME = 200
 
 
 def prepare(config: Config, paths: Paths) -> None:
-    """Render the embedded sample where it is asked for. Raises ValueError, saying what to do, without raw files."""
+    """Render the embedded sample or its pairs where asked for. Raises ValueError, with advice, without raw files."""
     if config.dataset == "sample":
         from pipeline.sample import write_sample
 
         write_sample(paths.raw)
+    elif config.dataset == "sample_pairs":
+        from pipeline.sample_pairs import write_sample_pairs
+
+        write_sample_pairs(paths.raw)
     if not paths.raw.is_dir() or not any(paths.raw.iterdir()):
         raise ValueError(_how_to_get(config, paths))
 
@@ -79,10 +83,11 @@ def run(config: Config, paths: Paths) -> list[str]:
         done = [one for one in sound if not one.waits] + finished
         findings = [*dataset.findings, *excluded, *(finding for one in done for finding in one.findings)]
         findings += _copy_sample(raw, dataset, paths)
-    kind: LabelKind = "semantic" if meaning is not None and meaning.kind != "objects" else "instance"
+    of_ids: LabelKind = "semantic" if meaning is not None and meaning.kind != "objects" else "instance"
+    kind = dataset.label_kind or of_ids
     write_cases(paths.cases, [_record(one, config.dataset, kind) for one in done])
     write_findings(paths.findings, findings)
-    return _summary(done, findings, layout, meaning)
+    return _summary(done, findings, layout, kind, meaning)
 
 
 def _each(work: Callable[[RawCase], Checked], cases: Sequence[RawCase], verb: str) -> list[Checked]:
@@ -96,8 +101,9 @@ def _each(work: Callable[[RawCase], Checked], cases: Sequence[RawCase], verb: st
 def _write(checked: Checked, paths: Paths) -> Checked:
     if checked.image is not None:
         write_png(paths.ingest / _image_name(checked.case), checked.image)
-    if checked.label is not None:
-        write_png(paths.ingest / _label_name(checked.case), checked.label.raster)
+    label = checked.label.raster if checked.label is not None else checked.target
+    if label is not None:
+        write_png(paths.ingest / _label_name(checked.case), label)
     checked.drop_pixels()
     return checked
 
@@ -117,7 +123,7 @@ def _record(checked: Checked, dataset: str, kind: LabelKind) -> Case:
         case_id=case.case_id,
         dataset=dataset,
         image=_image_name(case),
-        label=_label_name(case) if case.labelled else None,
+        label=_label_name(case) if case.labelled and kind != "class" else None,
         label_kind=kind if case.labelled else "none",
         group=case.group,
         stratum=case.stratum,
@@ -125,6 +131,7 @@ def _record(checked: Checked, dataset: str, kind: LabelKind) -> Case:
         width=checked.shape[1],
         mpp=case.mpp,
         source=case.image,
+        class_name=case.class_name,
     )
 
 
@@ -217,10 +224,14 @@ def _copy_sample(raw: RawFolder, dataset: RawDataset, paths: Paths) -> list[Find
     return [Finding("", "noted", "sample submission differs", detail)]
 
 
-def _summary(done: Sequence[Checked], findings: Sequence[Finding], layout: str, meaning: Meaning | None) -> list[str]:
+def _summary(
+    done: Sequence[Checked], findings: Sequence[Finding], layout: str, kind: LabelKind, meaning: Meaning | None
+) -> list[str]:
     labelled = sum(one.case.labelled for one in done)
-    objects = sum(one.objects for one in done)
-    counted = f", {objects:,} objects" if meaning is None or meaning.kind == "objects" else ""
+    counted = f", {sum(one.objects for one in done):,} objects" if kind == "instance" else ""
+    if kind == "class":
+        classes = Counter(one.case.class_name for one in done if one.case.labelled)
+        counted = "".join(f", {count:,} of class {name}" for name, count in sorted(classes.items(), key=str))
     actions = Counter(finding.action for finding in set(findings))
     listed = ", ".join(f"{actions[action]} {action}" for action in ("repaired", "excluded", "noted") if actions[action])
     lines = [

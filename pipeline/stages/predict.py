@@ -1,7 +1,8 @@
-"""Predict: a probability map for every test and unlabelled case; or, with --images, masks of any images.
+"""Predict: a probability map (or the made image) for every test and unlabelled case; or, with --images, of any images.
 
 Reads:  data/train/<run>/ (settings, model, weights), images of the data set, split.csv
-Writes: data/predict/<run>/<case_id>.tif: one 16-bit plane a channel, 65535 = certain
+Writes: data/predict/<run>/<case_id>.tif: one 16-bit plane a channel, 65535 = certain; for a run that makes images
+        <case_id>.png
 """
 
 from __future__ import annotations
@@ -24,24 +25,30 @@ def run(config: Config, paths: Paths) -> list[str]:
     """Predict what has no map yet."""
     from tqdm import tqdm
 
-    from pipeline.records.rasters import read_image, write_probabilities
+    from pipeline.outputs import to_pixels
+    from pipeline.pairs import Pairs
+    from pipeline.records.rasters import read_image, write_png, write_probabilities
     from pipeline.trained import open_run
 
     trained = open_run(paths.train)
+    pairs = Pairs(trained.config, paths)
     predict = trained.predictor(config.predict, trained.compute_here(config.compute))
     parts = read_parts(paths)
     cases = parts["test"] + parts["unlabelled"]
     for case in tqdm(cases, desc="predict", unit="image", disable=None):
-        file = paths.predict / f"{case.case_id}.tif"
-        if not file.exists():
+        file = paths.predict / f"{case.case_id}{'.png' if trained.outputs.is_image else '.tif'}"
+        if file.exists():
+            continue
+        if trained.outputs.is_image:
+            write_png(file, to_pixels(predict(pairs.given(case)[0])))
+        else:
             write_probabilities(file, predict(read_image(paths.image(case.image))))
-    return [
-        f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images, one map each in {paths.predict}"
-    ]
+    counts = f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images"
+    return [f"{counts}, one {'image' if trained.outputs.is_image else 'map'} each in {paths.predict}"]
 
 
 def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, overrides: Sequence[str] = ()) -> None:
-    """Write <stem>.png (16-bit object ids, or class ids) for an image or a folder of images, with a trained run.
+    """Write <stem>.png (16-bit object ids, class ids, or the made image) for images of a folder, with a trained run.
 
     run: a name below data/train/, or the run's folder; overlay: also <stem>_overlay.png; overrides: settings of predict
     and compute. Every image that cannot be read is named at the end, after all others were written.
@@ -50,8 +57,9 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     from tqdm import tqdm
 
     from pipeline.instances import label_raster
-    from pipeline.records.decode import IMAGE_SUFFIXES, bit_depth, decode, to_rgb
+    from pipeline.outputs import to_pixels
     from pipeline.records.findings import FaultyFile
+    from pipeline.records.images import common_depth, read_any_image
     from pipeline.records.rasters import write_png
     from pipeline.reporting.overlays import draw_outlines
     from pipeline.stains import load as load_normaliser
@@ -64,20 +72,23 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     predict = trained.predictor(
         settings.predict if "predict" in asked else trained.config.predict, trained.compute_here(settings.compute)
     )
-    thresholds = trained.thresholds()
+    thresholds = None if trained.outputs.is_image else trained.thresholds()
+    if overlay and thresholds is None:
+        raise ValueError(f"--overlay shows masks, and {trained.folder} makes images; leave it out")
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
-    files = _images(images, IMAGE_SUFFIXES)
+    files = _one_image_a_stem(images)
+    bits = common_depth(files)
     faults, remarks = [], []
     for file in tqdm(files, desc="predict", unit="image", disable=None):
         try:
-            decoded = decode(file.name, file.read_bytes(), "image")
-            image, noted = to_rgb(decoded, bit_depth(decoded.pixels))
+            image, noted = read_any_image(file, bits)
         except FaultyFile as error:
             faults.append(f"{file}: {error}")
             continue
         remarks += [f"{file}: {remark.fault}: {remark.detail}" for remark in noted]
         seen = normaliser.transform(image)[0] if normaliser else image
-        raster = label_raster(predict(seen), trained.outputs, thresholds)
+        made = predict(seen)
+        raster = to_pixels(made) if thresholds is None else label_raster(made, trained.outputs, thresholds)
         write_png(out / f"{file.stem}.png", raster)
         if overlay:
             write_png(out / f"{file.stem}_overlay.png", draw_outlines(image, raster))
@@ -90,14 +101,10 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         )
 
 
-def _images(images: Path, suffixes: Sequence[str]) -> list[Path]:
-    if not images.exists():
-        raise ValueError(f"{images}: expected an image or a folder of images, found nothing")
-    files = (
-        [images] if images.is_file() else sorted(file for file in images.iterdir() if file.suffix.lower() in suffixes)
-    )
-    if not files:
-        raise ValueError(f"{images}: expected images ({', '.join(suffixes)}), found none")
+def _one_image_a_stem(images: Path) -> list[Path]:
+    from pipeline.records.images import find_images
+
+    files, _ = find_images(images)
     stems: dict[str, list[str]] = {}
     for file in files:
         stems.setdefault(file.stem, []).append(file.name)

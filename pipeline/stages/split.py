@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.config import Config, SplitSettings
 from pipeline.grouping import MAXIMUM_IMAGES, Join, draw_groups, find_identical, find_joins, join_sets, members_of
-from pipeline.records.case import Case, read_cases
+from pipeline.records.case import Case, divided, read_cases
 from pipeline.records.files import write_json, write_text
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
@@ -40,7 +40,7 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
 def run(config: Config, paths: Paths) -> list[str]:
     """Find groups, divide them, check the result against the pixels and write all of it."""
     cases = read_cases(paths.cases)
-    labelled = [case for case in cases if case.label is not None]
+    labelled = divided(cases)
 
     def load(case_id: str) -> np.ndarray:
         return read_image(files[case_id])
@@ -74,7 +74,7 @@ def group_cases(cases: Sequence[Case], joins: Iterable[Join], groups: str) -> di
     if groups == "none":
         return {case.case_id: case.case_id for case in cases}
     if groups == "given":
-        missing = [case.case_id for case in cases if case.group is None and case.label is not None]
+        missing = [case.case_id for case in divided(cases) if case.group is None]
         if missing:
             raise ValueError(
                 f"split.groups=given: expected a group with every labelled case, found none with {len(missing)} "
@@ -110,9 +110,13 @@ def divide(cases: Sequence[Case], groups: dict[str, str], settings: SplitSetting
     sizes = Counter(groups[case.case_id] for case in cases)
     _check_enough(cases, sizes, settings)
     strata = _strata_of_groups(cases, groups)
-    test = _draw(sizes, strata, settings.test_share, seed)
+    if settings.test_strata:
+        test, share_of_rest = _groups_with(cases, groups, settings.test_strata), settings.validation_share
+    else:
+        test = _draw(sizes, strata, settings.test_share, seed)
+        share_of_rest = settings.validation_share / (1.0 - settings.test_share)
     rest = {group: size for group, size in sizes.items() if group not in test}
-    validation = _draw(rest, strata, settings.validation_share / (1.0 - settings.test_share), seed + 1)
+    validation = _draw(rest, strata, share_of_rest, seed + 1)
     remaining = [case for case in cases if groups[case.case_id] not in test]
     folds = _folds(remaining, groups, strata, settings.folds, seed)
     rows = []
@@ -121,6 +125,19 @@ def divide(cases: Sequence[Case], groups: dict[str, str], settings: SplitSetting
         part = "test" if group in test else "validation" if group in validation else "train"
         rows.append([case.case_id, group, case.stratum or "", part, folds.get(case.case_id, "")])
     return rows
+
+
+def _groups_with(cases: Sequence[Case], groups: dict[str, str], strata: Sequence[str]) -> set[str]:
+    """Groups with a case of these strata. Raises ValueError where a stratum is not there, or nothing else is."""
+    found = {case.stratum or "" for case in cases}
+    unknown = [stratum for stratum in strata if stratum not in found]
+    chosen = {groups[case.case_id] for case in cases if (case.stratum or "") in strata}
+    if unknown or all(groups[case.case_id] in chosen for case in cases):
+        raise ValueError(
+            f"split.test_strata: expected some of the strata {', '.join(sorted(found - {''})) or '(none)'}, "
+            f"found {', '.join(unknown or strata)}; name those to test on and leave others to train on"
+        )
+    return chosen
 
 
 def _check_enough(cases: Sequence[Case], sizes: Counter[str], settings: SplitSettings) -> None:
@@ -253,8 +270,10 @@ def _largest(own: dict[str, str]) -> dict[str, Any]:
 
 
 def _describe_part(name: str, rows: Sequence[Sequence[str]], settings: SplitSettings) -> dict[str, Any]:
-    held_out = {"test": settings.test_share, "validation": settings.validation_share}
     mine = [row for row in rows if row[3] == name]
+    # Of whole strata, as many as they hold are wanted.
+    test = sum(row[3] == "test" for row in rows) / len(rows) if settings.test_strata else settings.test_share
+    held_out = {"test": test, "validation": settings.validation_share}
     return {
         "cases": len(mine),
         "groups": len({row[1] for row in mine}),
@@ -279,7 +298,7 @@ def _describe_strata(rows: Sequence[Sequence[str]]) -> dict[str, Any]:
 
 def _describe_unlabelled(cases: Sequence[Case], groups: dict[str, str], part: dict[str, str]) -> dict[str, Any]:
     with_label = {groups[case_id] for case_id in part}
-    unlabelled = [case.case_id for case in cases if case.label is None]
+    unlabelled = [case.case_id for case in cases if case.case_id not in part]
     joined = sorted(case_id for case_id in unlabelled if groups[case_id] in with_label)
     return {"cases": len(unlabelled), "in_a_labelled_group": len(joined), "case_ids": joined}
 

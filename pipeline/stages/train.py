@@ -1,4 +1,4 @@
-"""Train: fit the network, then tune the thresholds on the validation part.
+"""Train: fit the network, then, where it makes masks, tune the thresholds on the validation part.
 
 Reads:  data/ingest/<dataset>/ (images, labels), data/split/<dataset>/<name>/split.csv,
         data/normalise/<dataset>/<method>/ instead of the ingested images where normalise.method is set
@@ -9,7 +9,6 @@ Writes: data/train/<run>/: config.yaml (every automatic choice frozen), model.js
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ from pipeline.records.split import read_parts
 if TYPE_CHECKING:
     from pipeline.instances import Thresholds
     from pipeline.outputs import Outputs
-    from pipeline.tasks.segmentation import Segmentation
+    from pipeline.training import Task
 
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
@@ -36,9 +35,13 @@ def run(config: Config, paths: Paths) -> list[str]:
     """Train and tune; carries on from the last checkpoint where there is one."""
     from pipeline import device
     from pipeline.outputs import Outputs
-    from pipeline.trained import MODEL, STAIN
+    from pipeline.pairs import learnable
+    from pipeline.stains import normaliser_files
+    from pipeline.trained import MODEL
     from pipeline.training import fit
 
+    if config.train.seed is not None:
+        config = config.model_copy(update={"seed": config.train.seed})
     parts = read_parts(paths)
     for part in ("train", "validation"):
         if not parts[part]:
@@ -46,16 +49,23 @@ def run(config: Config, paths: Paths) -> list[str]:
                 f"{paths.split_table}: expected cases in the part {part}, found none; change split.*_share"
             )
     outputs = Outputs.of(config, parts["train"] + parts["validation"], paths)
-    write_json(paths.train / MODEL, asdict(outputs))
-    if config.normalise.method != "none":
-        write_bytes(paths.train / STAIN, (paths.normalise / STAIN).read_bytes())
+    write_json(paths.train / MODEL, outputs.as_dict())
+    if outputs.is_image:
+        parts["train"], parts["validation"] = (learnable(parts[part], config) for part in ("train", "validation"))
+    for file in normaliser_files(paths.normalise) if config.normalise.method != "none" else ():
+        write_bytes(paths.train / file.name, file.read_bytes())
     print(f"train     {len(parts['train'])} training and {len(parts['validation'])} validation images, "
           f"channels {', '.join(outputs.channels)}; {device.describe(device.freeze(config.compute))}")  # fmt: skip
     build = partial(_build, paths=paths, outputs=outputs, training=parts["train"], validation=parts["validation"])
     frozen = fit(build, config, outputs.activation, paths.train)
+    done = f"{frozen.train.steps} steps on {len(parts['train'])} images; weights and history in {paths.train}"
+    if outputs.is_image:
+        _write_chosen(paths, parts, {}, None)
+        return [done]
     thresholds, score = _tune(paths, parts)
+    _write_chosen(paths, parts, thresholds.as_dict(), score)
     return [
-        f"{frozen.train.steps} steps on {len(parts['train'])} images; weights and history in {paths.train}",
+        done,
         f"tuned on {len(parts['validation'])} validation images (score {score:.3f}): "
         + ", ".join(f"{name} {value:g}" for name, value in thresholds.as_dict().items()),
     ]
@@ -63,29 +73,37 @@ def run(config: Config, paths: Paths) -> list[str]:
 
 def _build(
     config: Config, paths: Paths, outputs: Outputs, training: Sequence[Case], validation: Sequence[Case]
-) -> Segmentation:
-    from pipeline.tasks.segmentation import Segmentation
+) -> Task:
+    from pipeline.tasks import TASKS
 
-    return Segmentation(config, paths, outputs, training, validation)
+    return TASKS[config.train.task](config, paths, outputs, training, validation)
 
 
 def _tune(paths: Paths, parts: dict[str, list[Case]]) -> tuple[Thresholds, float]:
-    """Choose thresholds on the validation part only; the file names every case that took part in a choice."""
+    """Choose thresholds on the validation part only."""
     from tqdm import tqdm
 
     from pipeline.instances import tune
     from pipeline.records.rasters import read_image, read_label
-    from pipeline.trained import THRESHOLDS, open_run
+    from pipeline.trained import open_run
 
     validation = parts["validation"]
     trained = open_run(paths.train)
     predict = trained.predictor(trained.config.predict, trained.config.compute)
-    thresholds, score = tune(
+    return tune(
         lambda i: predict(read_image(paths.image(validation[i].image))),
         lambda i: read_label(paths.ingest / str(validation[i].label)),
         tqdm(range(len(validation)), desc="tune", unit="image", disable=None),
         trained.outputs,
     )
+
+
+def _write_chosen(
+    paths: Paths, parts: dict[str, list[Case]], thresholds: dict[str, float], score: float | None
+) -> None:
+    """Write thresholds.json, which names every case that took part in training or in a choice."""
+    from pipeline.trained import THRESHOLDS
+
     write_json(
         paths.train / THRESHOLDS,
         {
@@ -93,11 +111,10 @@ def _tune(paths: Paths, parts: dict[str, list[Case]]) -> tuple[Thresholds, float
             "split": paths.split_name,
             "chosen_on": {
                 "part": "validation",
-                "cases": [case.case_id for case in validation],
-                "score": round(score, 6),
+                "cases": [case.case_id for case in parts["validation"]],
+                "score": None if score is None else round(score, 6),
             },
             "trained_on": [case.case_id for case in parts["train"]],
-            "thresholds": thresholds.as_dict(),
+            "thresholds": thresholds,
         },
     )
-    return thresholds, score

@@ -6,55 +6,141 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from pipeline.records.files import write_json
-from pipeline.stains.optical_density import WHITE
+from pipeline.stains.optical_density import WHITE, measure_white, sample_pixels, tissue_pixels
 
 Status = Literal["ok", "clipped_gain", "background", "low_tissue", "degenerate"]
 """What became of an image. ok: normalised; clipped_gain: normalised, a stretch was held back; background: no stained
 tissue; low_tissue: too little of it to measure; degenerate: tissue from which the statistics cannot be had."""
-Fallback = Literal["", "identity"]
+Fallback = Literal["", "slide", "reference", "identity"]
+"""What an image was normalised by where not by its own statistics: those of its slide or group, the reference's own
+stain vectors, or nothing: its pixels are the same."""
 FALLBACKS: dict[Status, Fallback] = {
     "ok": "", "clipped_gain": "", "background": "identity", "low_tissue": "identity", "degenerate": "identity"
 }  # fmt: skip
-"""What each status fell back to: nothing, or no change at all. The reference's own stain vectors are no safe fallback:
-they tint what is not stained like the reference (yellow glass turns lilac)."""
+White = tuple[float, float, float]
 
 LEAST_TISSUE = 0.005
 """Share of the pixels below which an image counts as background."""
 ENOUGH_TISSUE, ENOUGH_PIXELS = 0.03, 256
-"""Share and number of tissue pixels from which statistics can be measured."""
+"""Share of the pixels that must be tissue, and number of tissue pixels looked at, for statistics to be measured."""
+SLIDE_PIXELS = 2**17
+"""Most tissue pixels that the statistics of several images are measured from."""
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """An image in the reference's stain, (height, width, 3) uint8 RGB, and how it came about.
+
+    white_point: grey levels of glass that were assumed or measured; None where none played a part.
+    """
+
+    image: np.ndarray
+    status: Status
+    fallback: Fallback
+    white_point: White | None = None
 
 
 class Normaliser(ABC):
-    """Brings images to the stain of a reference.
-
-    maximum_gain: largest factor, up or down, by which anything is stretched; white: grey levels of glass.
-    reference_: statistics of the reference; reference_index_: which of the fitted images it was.
-    """
+    """Brings images to the stain of a reference."""
 
     method: ClassVar[str]
     version: ClassVar[int] = 1
+
+    @abstractmethod
+    def fit(self, images: Iterable[np.ndarray]) -> Self:
+        """Learn the reference from images, (height, width, 3) uint8 RGB each; one is enough."""
+
+    @abstractmethod
+    def normalise(self, image: np.ndarray, pooled: np.ndarray | None = None, prefer_pooled: bool = False) -> Normalised:
+        """Bring an image to the reference's stain, and say how; as many pixels out as in, always.
+
+        image: (height, width, 3) uint8 RGB; pooled: statistics of its slide or group, where they were measured;
+        prefer_pooled: use them for every image, not only where its own statistics cannot be had.
+        Raises ValueError for another shape or dtype, or where nothing was fitted.
+        """
+
+    def transform(self, image: np.ndarray) -> tuple[np.ndarray, Status]:
+        """Return the image of normalise, and what became of it."""
+        normalised = self.normalise(image)
+        return normalised.image, normalised.status
+
+    @abstractmethod
+    def save(self, file: Path, **further: Any) -> None:
+        """Write the fitted state, atomically; further entries are for the reader and not read back."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, file: Path) -> Self:
+        """Read what save wrote. Raises ValueError where the file is something else, or of another version."""
+
+
+class StatisticalNormaliser(Normaliser):
+    """Brings the statistics of an image's stains to those of a reference.
+
+    maximum_gain: largest factor, up or down, by which anything is stretched. white: grey levels of glass, or measured:
+    the glass of each image (or slide) becomes the reference's. An image that shows no glass is taken to have the white
+    point WHITE and keeps its light; its tile neighbours that do show glass may then differ from it by the ratio of two
+    white points, which statistics pooled over a slide avoid: they carry its white point to all its tiles.
+    reference_: statistics of the reference; reference_index_: which of the fitted images it was.
+    """
+
+    version = 2
     statistics: ClassVar[dict[str, tuple[int, ...]]]
     """Name and shape of what is measured of an image; reference_ holds them one after the other."""
 
-    def __init__(self, maximum_gain: float = 4.0, white: tuple[float, float, float] = WHITE) -> None:
+    def __init__(self, maximum_gain: float = 4.0, white: White | Literal["measured"] = WHITE) -> None:
         self.maximum_gain = maximum_gain
         self.white = white
         self.reference_: np.ndarray | None = None
         self.reference_index_: int | None = None
 
     @abstractmethod
-    def measure(self, image: np.ndarray) -> tuple[Status, np.ndarray | None]:
-        """Measure an image: ok with its statistics as one vector, or why there are none."""
+    def _statistics(self, tissue: np.ndarray, white: White) -> np.ndarray | None:
+        """Measure (n, 3) uint8 pixels of tissue: all statistics but the white point; None where they are degenerate."""
 
     @abstractmethod
-    def _apply(self, image: np.ndarray, measured: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, Status]:
-        """Transform an image by its own statistics."""
+    def _apply(self, image: np.ndarray, own: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Transform an image from statistics to statistics; and whether a gain was held back."""
+
+    def _by_reference(
+        self, image: np.ndarray, tissue: np.ndarray, white: White, reference: np.ndarray
+    ) -> np.ndarray | None:
+        """Transform an image without statistics by the reference's own; None where there is nothing that is safe."""
+        return None
+
+    def measure(self, image: np.ndarray) -> tuple[Status, np.ndarray | None]:
+        """Measure an image: ok with its statistics as one vector, or why there are none."""
+        status, tissue, white = self._look(checked(image), None)
+        return self._measured(status, tissue, white)
+
+    def pool(self, images: Iterable[np.ndarray]) -> tuple[Status, np.ndarray | None]:
+        """Measure images of one slide or group together, as if they were one image.
+
+        images: (height, width, 3) uint8 RGB each, seen once; of their tissue, SLIDE_PIXELS pixels evenly spaced are
+        kept, of the glass one white point each. Returns what measure returns.
+        """
+        pools, whites, kept, every = [], [], 0, 1
+        for image in images:
+            _, tissue, white = self._look(checked(image), None)
+            if white != WHITE:
+                whites.append(white)
+            pools.append(tissue[::every])
+            kept += len(pools[-1])
+            while kept > SLIDE_PIXELS:
+                pools, every = [pixels[::2] for pixels in pools], 2 * every
+                kept = sum(map(len, pools))
+        if not kept:
+            return "background", None
+        white = self.white if self.white != "measured" else _median(whites)
+        tissue = np.concatenate(pools)
+        return self._measured("ok" if kept >= ENOUGH_PIXELS else "low_tissue", tissue, white)
 
     def fit(self, images: Iterable[np.ndarray]) -> Self:
         """Take as reference the image whose statistics are nearest to the median of all.
@@ -65,7 +151,7 @@ class Normaliser(ABC):
         indices, measured = [], []
         counts: dict[str, int] = {}
         for index, image in enumerate(images):
-            status, statistics = self.measure(_checked(image))
+            status, statistics = self.measure(image)
             counts[status] = counts.get(status, 0) + 1
             if statistics is not None:
                 indices.append(index)
@@ -83,18 +169,30 @@ class Normaliser(ABC):
         self.reference_, self.reference_index_ = table[nearest], indices[nearest]
         return self
 
-    def transform(self, image: np.ndarray) -> tuple[np.ndarray, Status]:
-        """Bring an image to the reference's stain, and say what became of it; as many pixels out as in, always.
+    def normalise(self, image: np.ndarray, pooled: np.ndarray | None = None, prefer_pooled: bool = False) -> Normalised:
+        """Bring an image to the reference's stain by its own statistics, else its slide's, else the reference's.
 
-        image: (height, width, 3) uint8 RGB; returns a new one, the same pixels where FALLBACKS says identity.
-        Raises ValueError for another shape or dtype, or where nothing was fitted.
+        As in Normaliser; with pooled statistics their white point holds for the image. A background image keeps its
+        pixels.
         """
         if self.reference_ is None:
             raise ValueError(f"{self.method}: expected a fitted normaliser, found none; call fit, or load one")
-        status, measured = self.measure(_checked(image))
-        if measured is None:
-            return image.copy(), status
-        return self._apply(image, measured, self.reference_)
+        status, tissue, white = self._look(checked(image), pooled)
+        if status == "background":
+            return Normalised(image.copy(), status, "identity", white)
+        if pooled is not None and prefer_pooled:
+            changed, held_back = self._apply(image, pooled, self.reference_)
+            return Normalised(changed, "clipped_gain" if held_back else "ok", "", white)
+        status, measured = self._measured(status, tissue, white)
+        if measured is not None:
+            changed, held_back = self._apply(image, measured, self.reference_)
+            return Normalised(changed, "clipped_gain" if held_back else "ok", "", white)
+        if pooled is not None:
+            return Normalised(self._apply(image, pooled, self.reference_)[0], status, "slide", white)
+        careful = self._by_reference(image, tissue, white, self.reference_)
+        if careful is not None:
+            return Normalised(careful, status, "reference", white)
+        return Normalised(image.copy(), status, "identity", white)
 
     def save(self, file: Path, **further: Any) -> None:
         """Write the fitted state as JSON, atomically; further entries are for the reader and not read back."""
@@ -105,7 +203,7 @@ class Normaliser(ABC):
             "method": self.method,
             "version": self.version,
             "maximum_gain": self.maximum_gain,
-            "white_point": list(self.white),
+            "white_point": self.white if self.white == "measured" else list(self.white),
             "reference": {name: part.tolist() for name, part in parts.items()},
         }
         write_json(file, content | further)
@@ -117,10 +215,14 @@ class Normaliser(ABC):
             content = json.loads(file.read_text(encoding="utf-8"))
             if content["method"] != cls.method or content["version"] != cls.version:
                 raise ValueError(f"method {content['method']!r}, version {content['version']!r}")
-            red, green, blue = map(float, content["white_point"])
-            normaliser = cls(float(content["maximum_gain"]), (red, green, blue))
-            parts = [np.array(content["reference"][name], dtype=np.float64) for name in cls.statistics]
-            if [part.shape for part in parts] != list(cls.statistics.values()):
+            white = content["white_point"]
+            if white != "measured":
+                red, green, blue = map(float, white)
+                white = (red, green, blue)
+            normaliser = cls(float(content["maximum_gain"]), white)
+            shapes = cls._shapes()
+            parts = [np.array(content["reference"][name], dtype=np.float64) for name in shapes]
+            if [part.shape for part in parts] != list(shapes.values()):
                 raise ValueError(f"statistics of the shapes {[part.shape for part in parts]}")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -130,32 +232,69 @@ class Normaliser(ABC):
         normaliser.reference_ = np.concatenate([part.ravel() for part in parts])
         return normaliser
 
-    def _parts(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+    def _look(self, image: np.ndarray, pooled: np.ndarray | None) -> tuple[Status, np.ndarray, White]:
+        """Look at a grid of an image's pixels: whether there is enough tissue, its pixels, and the white point."""
+        pixels = sample_pixels(image)
+        if self.white != "measured":
+            white = self.white
+        elif pooled is not None:
+            white = _white(self._parts(pooled)["white_point"])
+        else:
+            white = measure_white(pixels) or WHITE
+        tissue = tissue_pixels(pixels, white)
+        return tissue_status(len(tissue), len(pixels)), tissue, white
+
+    def _measured(self, status: Status, tissue: np.ndarray, white: White) -> tuple[Status, np.ndarray | None]:
+        if status != "ok":
+            return status, None
+        statistics = self._statistics(tissue, white)
+        return ("degenerate", None) if statistics is None else ("ok", np.concatenate([statistics, white]))
+
+    @classmethod
+    def _shapes(cls) -> dict[str, tuple[int, ...]]:
+        return cls.statistics | {"white_point": (3,)}
+
+    @classmethod
+    def _parts(cls, vector: np.ndarray) -> dict[str, np.ndarray]:
         """Take a vector of statistics apart."""
-        ends = np.cumsum([math.prod(shape) for shape in self.statistics.values()])
+        shapes = cls._shapes()
+        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
         pieces = np.split(vector, ends[:-1])
-        return {
-            name: piece.reshape(shape) for (name, shape), piece in zip(self.statistics.items(), pieces, strict=True)
-        }
+        return {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
 
-    def _bounded(self, gain: np.ndarray) -> tuple[np.ndarray, Status]:
-        """Hold gains within the maximum, up and down."""
+    def _bounded(self, gain: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Hold gains within the maximum, up and down; and whether that changed any."""
         bounded = np.clip(gain, 1.0 / self.maximum_gain, self.maximum_gain)
-        return bounded, "ok" if np.array_equal(bounded, gain) else "clipped_gain"
+        return bounded, not np.array_equal(bounded, gain)
 
 
-def tissue_status(tissue: np.ndarray) -> Status:
-    """Say whether a tissue mask holds enough to measure: ok, low_tissue or background."""
-    pixels = int(np.count_nonzero(tissue))
-    if pixels < LEAST_TISSUE * tissue.size or pixels == 0:
-        return "background"
-    return "ok" if pixels >= max(ENOUGH_PIXELS, ENOUGH_TISSUE * tissue.size) else "low_tissue"
+def white_points(own: np.ndarray, reference: np.ndarray) -> tuple[White, White]:
+    """Return the white point before and after: where no glass was found (WHITE), light stays as it is."""
+    before, after = _white(own), _white(reference)
+    return before, WHITE if before == WHITE else after
 
 
-def _checked(image: np.ndarray) -> np.ndarray:
+def checked(image: np.ndarray) -> np.ndarray:
+    """Return an RGB image as it is. Raises ValueError where it is anything else."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(
             f"expected an image of shape (height, width, 3) and uint8, found {image.shape} and {image.dtype}; "
             "read it with `ingest`, which brings any image to this form"
         )
     return image
+
+
+def tissue_status(tissue: int, pixels: int) -> Status:
+    """Say whether so many pixels of tissue are enough to measure: ok, low_tissue or background."""
+    if tissue < LEAST_TISSUE * pixels or tissue == 0:
+        return "background"
+    return "ok" if tissue >= max(ENOUGH_PIXELS, ENOUGH_TISSUE * pixels) else "low_tissue"
+
+
+def _median(whites: list[White]) -> White:
+    return _white(np.median(whites, axis=0)) if whites else WHITE
+
+
+def _white(levels: np.ndarray) -> White:
+    red, green, blue = levels.tolist()
+    return red, green, blue

@@ -5,6 +5,8 @@ Absorbance is base 10: light of a white point w seen as v has the density log10(
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -12,8 +14,6 @@ WHITE = (255.0, 255.0, 255.0)
 """White point where none is known: grey levels of glass in red, green and blue."""
 DARKEST = 0.4
 """Grey level that stands for 0, which has no logarithm; it is below half a level, so that 0 comes back as 0."""
-BAND = 8192
-"""Pixels worked on at a time."""
 LOG_10 = float(np.log(10.0))
 
 STAINED = 0.065
@@ -22,6 +22,13 @@ OPAQUE = 2.0
 """Density of the palest channel above which no light comes through: ink, dirt, folds, the dark of fluorescence."""
 COLOURED = 0.12
 """Least part of the density that differs between channels in stained tissue; dark grey and black have none."""
+
+SAMPLE = 2**15
+"""Pixels that statistics are measured from, about."""
+PALE, GREENISH, CLUSTER = 160, 6, 36
+"""Of glass: least grey level of any channel; what green may fall short of red and blue; spread of the brightness."""
+LEAST_GLASS = 0.005
+"""Share of the pixels that must show glass for its grey levels to be measured."""
 
 HAEMATOXYLIN_EOSIN = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105))
 """Density of haematoxylin and eosin in red, green and blue, to three digits (Ruifrok and Johnston 2001, table 1)."""
@@ -55,17 +62,30 @@ def mix(
     image: (height, width, 3) uint8 RGB; matrix: (3, 3), applied from the right to densities as rows; white, white_out:
     white point before and after, one mapped to the other exactly. Returns uint8 RGB of the same shape.
     """
-    # The white point out joins the matrix as an offset and the base of the logarithm as a factor: one pass each. Bands
-    # of rows stay in the cache, and their memory is not given back to the system and asked for again with every call.
-    affine = np.column_stack([-LOG_10 * matrix.T, np.log(np.array(white_out))])
-    tables = density_tables(white)[np.newaxis]
-    mixed = np.empty(image.shape, np.uint8)
-    rows = max(1, BAND // image.shape[1])
-    for top in range(0, image.shape[0], rows):
-        band = cv2.LUT(image[top : top + rows], tables)
-        cv2.exp(cv2.transform(band, affine, dst=band), dst=band)
-        cv2.convertScaleAbs(band, dst=mixed[top : top + rows])
-    return mixed
+    # numba takes most of a second to import, which nobody who only asks for help should wait for.
+    from pipeline.stains.compiled import over_image, product
+
+    return over_image(product, image, light_factors(matrix, white, white_out))
+
+
+def light_factors(
+    matrix: np.ndarray, white: tuple[float, float, float], white_out: tuple[float, float, float]
+) -> np.ndarray:
+    """Tabulate what a matrix on densities does to light: (3, 3, 256) float32 (channel in, channel out, grey level in).
+
+    The exponential of a sum is a product: a channel's grey level out is the product of three factors, one looked up for
+    each channel in.
+    """
+    exponents = -LOG_10 * matrix[:, :, np.newaxis] * density_tables(white).T[:, np.newaxis]
+    # Beyond these, three factors could leave the range of float32.
+    factors = np.exp(np.clip(exponents, -27.0, 27.0))
+    factors[0] *= np.array(white_out)[:, np.newaxis]
+    return factors.astype(np.float32)
+
+
+def amount_tables(unmix: np.ndarray, white: tuple[float, float, float]) -> np.ndarray:
+    """Tabulate each channel's part of each stain's concentration: (stains, 3, 256) float32 for a (3, stains) matrix."""
+    return (unmix.T[:, :, np.newaxis] * density_tables(white).T).astype(np.float32)
 
 
 def stain_basis(stain_matrix: np.ndarray | tuple[tuple[float, float, float], ...]) -> np.ndarray:
@@ -98,3 +118,39 @@ def is_stained(image: np.ndarray) -> bool:
     most, least = pixels.max(axis=1), pixels.min(axis=1)
     means = pixels.mean(axis=0)
     return bool(np.median(most) >= 50 and (most - least).mean() >= 8 and means[1] <= max(means[0], means[2]))
+
+
+def sample_pixels(image: np.ndarray) -> np.ndarray:
+    """Take a grid of about SAMPLE pixels from an image, all of a small one: (n, 3) uint8."""
+    from pipeline.stains.compiled import grid
+
+    return grid(image, max(1, math.ceil(math.sqrt(image.shape[0] * image.shape[1] / SAMPLE))))
+
+
+def tissue_pixels(pixels: np.ndarray, white: tuple[float, float, float] = WHITE) -> np.ndarray:
+    """Keep the pixels of stained tissue (tissue_mask) among (n, 3) uint8."""
+    from pipeline.stains.compiled import select
+
+    kept = np.empty((len(pixels) + 1, 3), np.uint8)
+    thresholds = np.array([3 * STAINED, OPAQUE, COLOURED], np.float32)
+    return kept[: select(pixels, np.ascontiguousarray(density_tables(white).T), thresholds, kept)]
+
+
+def measure_white(pixels: np.ndarray) -> tuple[float, float, float] | None:
+    """Measure the grey levels of glass among (n, 3) uint8 pixels; None where too few show any.
+
+    Glass is light (PALE) and, unlike stained tissue, does not absorb green more than red and blue. Of what is, the
+    brightest cluster counts: its medians.
+    """
+    levels = pixels.astype(np.int16)
+    red, green, blue = levels[:, 0], levels[:, 1], levels[:, 2]
+    light = levels.min(axis=1) >= PALE
+    glass = levels[light & (green >= np.minimum(red, blue) - GREENISH)]
+    if len(glass) < LEAST_GLASS * len(pixels):
+        return None
+    brightness = glass.sum(axis=1)
+    cluster = glass[brightness >= np.percentile(brightness, 95) - CLUSTER]
+    if len(cluster) < LEAST_GLASS * len(pixels):
+        return None
+    measured_red, measured_green, measured_blue = np.median(cluster, axis=0).tolist()
+    return measured_red, measured_green, measured_blue

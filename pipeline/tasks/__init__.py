@@ -1,1 +1,10 @@
-"""What is learned: models, optimisers, what one step is, how it is validated."""
+"""What can be learned: each task knows its networks, its training samples, what one step is, and its score."""
+
+from __future__ import annotations
+
+from pipeline.tasks.reconstruction import Reconstruction
+from pipeline.tasks.segmentation import Segmentation
+from pipeline.tasks.translation import Translation
+
+TASKS = {"segmentation": Segmentation, "reconstruction": Reconstruction, "translation": Translation}
+"""Tasks by the name that train.task gives them."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from pipeline.augmentation import Augmentation, sample_seed
+from pipeline.augmentation import Augmentation
 from pipeline.config import Config
+from pipeline.inference import Predictor
 from pipeline.instances import Thresholds, label_raster
 from pipeline.intensity import INTENSITIES, as_input
 from pipeline.losses import build_loss
@@ -21,94 +20,46 @@ from pipeline.records.case import Case
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
 from pipeline.targets import border_weights, fit_target, make_target
+from pipeline.tasks.crops import Crops
+from pipeline.tasks.players import NETWORK, Player
 from pipeline.trained import IMAGE_CHANNELS
 
 
-class TrainingCrops(Dataset[dict[str, torch.Tensor]]):
-    """Augmented crops of the training cases; crop n is a function of (seed, n) only.
-
-    An epoch draws as many crops as there are cases. Every case is drawn by its weight (systematic sampling, so that its
-    count is within one of what the weight says), in an order of the epoch's own.
-    """
+class LabelledCrops(Crops):
+    """Crops of images and labels, the labels turned into the network's target."""
 
     def __init__(
         self, cases: Sequence[Case], paths: Paths, config: Config, outputs: Outputs, workers: int, network: Network
     ) -> None:
-        cv2_single_threaded()
-        self.cases = sorted(cases, key=lambda case: case.case_id)
+        super().__init__(cases, config, workers)
         self.paths = paths
-        self.seed = config.seed
-        self.weights = draw_weights([case.stratum for case in self.cases], config.train.balance)
         self.augmentation = Augmentation(config.augment)
         self.prepare = INTENSITIES[config.train.intensity]
         self.outputs = outputs
         self.boundary_weight = config.train.loss.boundary_weight
         side = config.augment.crop
         self.place = network.margin, network.stride, network.output_size(side, side)
-        self.memory = config.train.cache_megabytes * 2**20 // max(workers, 1)
-        self.kept: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self.kept_bytes = 0
-        self.epoch_order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
-    def __len__(self) -> int:
-        return len(self.cases)
+    def read(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        """Return the prepared image and the label."""
+        assert case.label is not None
+        return self.prepare(read_image(self.paths.image(case.image))), read_label(self.paths.ingest / case.label)
 
-    def __getitem__(self, crop: int) -> dict[str, torch.Tensor]:
-        epoch, place = divmod(crop, len(self.cases))
-        index = int(self._order(epoch)[place])
-        image, label = self._load(index)
-        seed = sample_seed(self.seed, epoch, self.cases[index].case_id, place)
-        image, label = self.augmentation(image, label, seed)
+    def cut(self, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """Return image (h, w, 3) uint8, target and valid, and weight where borders between objects count more."""
+        image, label = self.augmentation(image, learned, seed)
         planes, pixels = make_target(label, self.outputs.target, len(self.outputs.channels) - 1)
         target, valid = fit_target(planes, pixels, *self.place)
         sample = {"image": image, "target": target, "valid": valid}
         if self.boundary_weight:
             sample["weight"] = fit_target(border_weights(label)[np.newaxis], pixels, *self.place)[0][0]
-        return {name: torch.from_numpy(np.ascontiguousarray(raster)) for name, raster in sample.items()}
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if self.epoch_order[0] != epoch:
-            generator = np.random.default_rng([self.seed, epoch])
-            count = len(self.cases)
-            marks = (np.arange(count) + generator.random()) / count
-            drawn = np.searchsorted(np.cumsum(self.weights), marks).clip(max=count - 1)
-            self.epoch_order = (epoch, generator.permutation(drawn))
-        return self.epoch_order[1]
-
-    def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        if index in self.kept:
-            self.kept.move_to_end(index)
-            return self.kept[index]
-        case = self.cases[index]
-        assert case.label is not None
-        pair = self.prepare(read_image(self.paths.image(case.image))), read_label(self.paths.ingest / case.label)
-        size = sum(raster.nbytes for raster in pair)
-        if size <= self.memory:
-            self.kept[index] = pair
-            self.kept_bytes += size
-            while self.kept_bytes > self.memory:
-                _, oldest = self.kept.popitem(last=False)
-                self.kept_bytes -= sum(raster.nbytes for raster in oldest)
-        return pair
-
-
-def draw_weights(strata: Sequence[str | None], balance: float) -> np.ndarray:
-    """Return each case's probability of being drawn: a stratum's share to the power 1 - balance, even within it."""
-    _names, inverse, counts = np.unique([stratum or "" for stratum in strata], return_inverse=True, return_counts=True)
-    shares = (counts / counts.sum()) ** (1 - balance)
-    weights = (shares / counts)[inverse]
-    return weights / weights.sum()
-
-
-def cv2_single_threaded() -> None:
-    """Keep OpenCV from starting threads of its own beside PyTorch's."""
-    import cv2
-
-    cv2.setNumThreads(0)
+        return sample
 
 
 class Segmentation:
     """The network, its loss and its score; the loop in training.py knows no more than this."""
+
+    headline = ("validation_dice", "Dice")
 
     def __init__(
         self, config: Config, paths: Paths, outputs: Outputs, training: Sequence[Case], validation: Sequence[Case]
@@ -120,19 +71,23 @@ class Segmentation:
         self.validation = validation
         torch.manual_seed(config.seed)
         self.network = build_network(config.train.network, IMAGE_CHANNELS, len(outputs.channels))
+        self.players = {NETWORK: Player(self.network, config.train.learning_rate)}
         self.loss = build_loss(
             config.train.loss, "softmax" if outputs.activation == "softmax" else "sigmoid", outputs.channels
         )
 
-    def crops(self, workers: int) -> TrainingCrops:
+    def crops(self, workers: int) -> LabelledCrops:
         """Return the training crops."""
-        return TrainingCrops(self.training, self.paths, self.config, self.outputs, workers, self.network)
+        return LabelledCrops(self.training, self.paths, self.config, self.outputs, workers, self.network)
 
-    def step(self, network: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the loss of one batch."""
-        return self.loss(network(as_input(batch["image"])), batch["target"], batch["valid"], batch.get("weight"))
+    def step(
+        self, networks: Mapping[str, nn.Module], batch: dict[str, torch.Tensor], progress: float
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the loss of one batch."""
+        logits = networks[NETWORK](as_input(batch["image"]))
+        yield NETWORK, self.loss(logits, batch["target"], batch["valid"], batch.get("weight"))
 
-    def validate(self, predict: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+    def validate(self, predict: Predictor) -> dict[str, float]:
         """Score whole validation images at moderate thresholds: dice, iou and score (what 'best' means).
 
         score is the average precision over IoU 0.50 to 0.95 for objects, the Dice otherwise; means over images.

@@ -15,7 +15,8 @@ from pipeline.records.files import write_text
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
 from pipeline.stages import normalise
-from pipeline.stains import load
+from pipeline.stains import METHODS, load
+from pipeline.stains.tiles import JOURNAL
 
 EAST = ((0.5588, 0.7184, 0.4143), (0.1886, 0.8383, 0.5116))
 SOUTH = ((0.7622, 0.6098, 0.2172), (0.0900, 0.9400, 0.3290))
@@ -58,7 +59,7 @@ def statuses(paths: Paths) -> dict[str, tuple[str, str]]:
         return {row["case_id"]: (row["status"], row["fallback"]) for row in csv.DictReader(stream)}
 
 
-@pytest.mark.parametrize("method", ["reinhard", "macenko"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_image_comes_out_under_its_own_name(method: str, tmp_path: Path) -> None:
     config, paths = data_set(tmp_path, blank=("held-1",), method=method)
     lines = normalise.run(config, paths)
@@ -69,6 +70,7 @@ def test_every_image_comes_out_under_its_own_name(method: str, tmp_path: Path) -
     assert {status for status, _ in found.values()} <= {"ok", "clipped_gain"}
     assert {fallback for _, fallback in found.values()} == {""}
     assert "8 images" in lines[0] and "1 background" in lines[0] and "1 of them" in lines[1]
+    assert lines[1].endswith("fell back (1 identity)")
     assert (read_image(paths.normalise / "images" / "held-1.png") == 255).all()
 
 
@@ -130,7 +132,7 @@ def test_a_killed_run_carries_on_and_ends_with_the_same_bytes(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         normalise.run(config, killed)
     assert not (killed.normalise / "status.csv").exists()
-    with (killed.normalise / normalise.JOURNAL).open("a") as stream:
+    with (killed.normalise / JOURNAL).open("a") as stream:
         stream.write('["train-4", "o')
     before = {file: file.stat().st_mtime_ns for file in written}
     monkeypatch.setattr(normalise, "write_png", write_png)
@@ -147,8 +149,45 @@ def test_none_writes_no_image_and_says_so(tmp_path: Path) -> None:
     assert normalise.inputs(config, paths) == []
 
 
-def test_of_many_images_evenly_spaced_ones_are_measured() -> None:
-    assert normalise._evenly(3, 500) == [0, 1, 2]
-    chosen = normalise._evenly(10_000, 500)
-    assert len(set(chosen)) == 500 and chosen[0] == 0 and chosen[-1] == 9999
-    assert set(np.diff(chosen)) <= {20, 21}
+def test_an_image_that_cannot_be_measured_takes_the_stain_of_its_group(tmp_path: Path) -> None:
+    config, paths = data_set(tmp_path, groups={"train-3": "block", "train-4": "block"}, scarce=("train-4", "held-0"))
+    lines = normalise.run(config, paths)
+    found = statuses(paths)
+    assert found["train-4"] == ("low_tissue", "slide")
+    assert found["held-0"][0] == "low_tissue" and found["held-0"][1] in ("reference", "identity"), "alone in its group"
+    assert found["train-3"] == ("ok", "")
+    assert "2 of them" in lines[1] and "1 slide" in lines[1]
+    normaliser = load(paths.normalise / "stain.json")
+    seen = {name: read_image(paths.ingest / "images" / f"{name}.png") for name in ("train-3", "train-4")}
+    _, pooled = normaliser.pool(seen.values())
+    expected = normaliser.normalise(seen["train-4"], pooled).image
+    np.testing.assert_array_equal(read_image(paths.image("images/train-4.png")), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pools"),
+    [
+        ({"statistics": "slide", "slide_pattern": "^(train|held|free)"}, ("train", "held", "free")),
+        ({"statistics": "group"}, ("train-0", "train-1", "held-0")),
+    ],
+)
+def test_statistics_are_shared_by_a_slide_or_group(settings: dict, pools: tuple[str, ...], tmp_path: Path) -> None:
+    config, paths = data_set(tmp_path, groups={"train-1": "train-0"}, **settings)
+    normalise.run(config, paths)
+    normaliser = load(paths.normalise / "stain.json")
+    images = {name: read_image(paths.ingest / "images" / f"{name}.png") for name in PARTS}
+    for pool in pools:
+        members = [
+            name
+            for name in PARTS
+            if (name.startswith(pool) if "slide_pattern" in settings else GROUPS.get(name, name) == pool)
+        ]
+        members = members if "slide_pattern" in settings else [name for name in members if name != "train-1"]
+        members += ["train-1"] if pool == "train-0" else []
+        if pool == "train-1":
+            continue
+        _, pooled = normaliser.pool(images[name] for name in members)
+        for name in members:
+            expected = normaliser.normalise(images[name], pooled, prefer_pooled=True)
+            np.testing.assert_array_equal(read_image(paths.image(f"images/{name}.png")), expected.image)
+    assert json.loads((paths.normalise / "stain.json").read_text())["statistics"] == settings["statistics"]
