@@ -746,13 +746,17 @@ def _traits(generator: np.random.Generator) -> Traits:
     return Traits(float(haematoxylin), float(eosin), float(size), float(haze))
 
 
-def _patients() -> Iterator[tuple[Literal["train", "test"], Laboratory, tuple[_Plan, ...]]]:
+def _patients(rounds: int) -> Iterator[tuple[Literal["train", "test"], Laboratory, tuple[_Plan, ...]]]:
     names = list(LABORATORIES)
     for fields in _TRAINING_FIELDS:
         for name in names[:-1]:
             yield "train", LABORATORIES[name], fields
     for name in names:
         yield "test", LABORATORIES[name], (*_TEST_FIELDS, _TEST_GLASS) if name == names[-1] else _TEST_FIELDS
+    # Last, so that the first round's patients are the same in every sample.
+    for fields in _TRAINING_FIELDS * (rounds - 1):
+        for name in names[:-1]:
+            yield "train", LABORATORIES[name], fields
 
 
 @dataclass(frozen=True)
@@ -775,9 +779,9 @@ class Section:
         return render_tissue(self.kind, height, width, grown, self.traits)
 
 
-def sections(seed: int = 1412) -> Iterator[Section]:
-    """Every section of the sample: 16 patients of four laboratories to train on, five more for the test set."""
-    for number, (part, laboratory, plans) in enumerate(_patients()):
+def sections(seed: int = 1412, rounds: int = 1) -> Iterator[Section]:
+    """Every section of the sample: rounds x 16 patients of four laboratories to train on, five for the test set."""
+    for number, (part, laboratory, plans) in enumerate(_patients(rounds)):
         traits = _traits(np.random.default_rng(np.random.SeedSequence([seed, number])))
         patient = f"patient-{number + 1:02d}"
         for index, plan in enumerate(plans):
@@ -786,9 +790,9 @@ def sections(seed: int = 1412) -> Iterator[Section]:
             yield Section(part, patient, field, laboratory, kind, traits, (seed, number, index), plan)
 
 
-def render_sample(seed: int = 1412) -> Iterator[SampleImage]:
+def render_sample(seed: int = 1412, rounds: int = 1) -> Iterator[SampleImage]:
     """Render every image of every section, one at a time."""
-    for section in sections(seed):
+    for section in sections(seed, rounds):
         for crop, (top, left, copy, pixels, tissue) in enumerate(_scanned(section)):
             case_id = _digest("stainseg", VERSION, *section.seed, crop)
             yield SampleImage(
@@ -862,7 +866,7 @@ def _write_tables(folder: Path, images: list[SampleImage]) -> None:
     write_laboratories(folder / "truth" / "laboratories.json")
 
 
-def write_sample(folder: Path, seed: int = 1412) -> None:
+def write_sample(folder: Path, seed: int = 1412, rounds: int = 1) -> None:
     """Write the sample into a folder in the Data Science Bowl 2018's own layout, with the truth about it apart.
 
     As in the competition: stage1_train/<ImageId>/{images,masks}, stage1_train_labels.csv, stage1_test/<ImageId>/images,
@@ -870,15 +874,17 @@ def write_sample(folder: Path, seed: int = 1412) -> None:
     truth/, which no stage reads by itself: stage1_solution.csv, the test images' nuclei in Kaggle's solution format;
     groups.csv (case_id, group = patient, patient, field, laboratory, top, left, copy); laboratories.json;
     concentrations/<ImageId>.npz, float16 (height, width, 2), exactly what was rendered; sample.json, version and seed.
-    A sample of this version and seed is left as it is, one of another is replaced; a killed run leaves nothing in the
-    folder. Raises ValueError where the folder holds something that is not a sample.
+    rounds: for each, 16 more patients of the same laboratories. A sample of this version, seed and rounds is left as it
+    is, one of another is replaced; a killed run leaves nothing in the folder. Raises ValueError where the folder holds
+    something that is not a sample.
     """
-    with replaced_whole(folder, "sample.json", {"version": VERSION, "seed": seed}) as aside:
+    wanted = {"version": VERSION, "seed": seed} | ({"rounds": rounds} if rounds > 1 else {})
+    with replaced_whole(folder, "sample.json", wanted) as aside:
         if aside is None:
             return
         (aside / "truth" / "concentrations").mkdir(parents=True)
         images = []
-        for image in render_sample(seed):
+        for image in render_sample(seed, rounds):
             _write_image(aside, image)
             images.append(image)
         _write_tables(aside, images)

@@ -1,7 +1,8 @@
 """The embedded pairs: sections of the sample as one laboratory shows them, and the same tissue as another shows it.
 
-Every section of the sample's 16 training patients is grown as it is there, whole, and scanned by each laboratory: the
-target by TARGET, the inputs by the others. So a pair differs in stain, scanner and noise, and in nothing else.
+Every section of the sample's training patients, and of 16 more, is grown as it is there, whole, and scanned by each
+laboratory: the target by TARGET, the inputs by the others. So a pair differs in stain, scanner and noise, and in
+nothing else.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from pipeline.records.files import write_text
 from pipeline.records.rasters import write_png
 from pipeline.sample import LABORATORIES, Section, Tissue, replaced_whole, sections, write_laboratories
 
-VERSION = 1
+VERSION = 2
 """Raised with every change to a pixel, so that earlier pairs are written anew."""
+ROUNDS = 2
+"""Rounds of the sample's patients: with 32, a third of them for testing is enough for intervals."""
 TARGET = "north"
 INPUTS = ("east", "south", "west")
 """Laboratories of the target and of the inputs; abroad is left to the sample's test images, a look never trained on."""
@@ -42,8 +45,8 @@ class SamplePair:
 
 
 def render_pairs(seed: int = 1412) -> Iterator[SamplePair]:
-    """Render 144 pairs of 128 to 288 pixels a side: 48 sections of 16 patients under three laboratories."""
-    for section in sections(seed):
+    """Render 288 pairs of 128 to 288 pixels a side: 96 sections of 32 patients under three laboratories."""
+    for section in sections(seed, ROUNDS):
         if section.part != "train":
             continue
         tissue = section.grow()

@@ -315,7 +315,7 @@ def test_a_finished_sample_is_left_alone_and_a_killed_run_leaves_nothing(
     few = _few(7)
     folder = tmp_path / "sample"
 
-    def killed(seed: int) -> list[SampleImage]:
+    def killed(seed: int, rounds: int) -> list[SampleImage]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.sample.render_sample", killed)
@@ -342,3 +342,11 @@ def test_a_folder_with_other_files_is_refused_and_untouched(tmp_path: Path) -> N
     ):
         write_sample(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_more_rounds_leave_the_first_patients_as_they_are() -> None:
+    small, large = ([section.seed for section in sections(1412, rounds)] for rounds in (1, 2))
+    assert large[: len(small)] == small
+    patients = {section.patient: section.laboratory.name for section in sections(1412, 2) if section.part == "train"}
+    assert len(patients) == 32
+    assert set(Counter(patients.values()).values()) == {8}

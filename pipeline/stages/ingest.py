@@ -36,11 +36,11 @@ _LONGEST_NAME = 200
 
 
 def prepare(config: Config, paths: Paths) -> None:
-    """Render the embedded sample or its pairs where asked for. Raises ValueError, with advice, without raw files."""
-    if config.dataset == "sample":
+    """Render the embedded samples where asked for. Raises ValueError, with advice, without raw files."""
+    if config.dataset in ("sample", "sample_large"):
         from pipeline.sample import write_sample
 
-        write_sample(paths.raw)
+        write_sample(paths.raw, rounds=1 if config.dataset == "sample" else 2)
     elif config.dataset == "sample_pairs":
         from pipeline.sample_pairs import write_sample_pairs
 

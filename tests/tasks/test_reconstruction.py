@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -138,10 +138,8 @@ def test_a_crop_of_a_pair_shows_the_same_place_twice(home: Path) -> None:
 
 def test_reference_strata_that_are_not_there_are_named(home: Path) -> None:
     config = load_config(None, ["train.reconstruction.reference_strata=[nowhere]"])
-    cases = [case for case in read_parts(Paths.of(load_config(None, SMALL), home))["train"]]
+    cases = read_parts(Paths.of(load_config(None, SMALL), home))["train"]
     assert learnable(cases, config) == cases
-    from dataclasses import replace
-
     images = [replace(case, label=None, label_kind="none", stratum="east") for case in cases]
     with pytest.raises(ValueError, match="expected strata of the data set, found nowhere; there are east"):
         learnable(images, config)
