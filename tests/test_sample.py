@@ -22,6 +22,7 @@ from pipeline.sample import (
     SampleImage,
     render_field,
     render_sample,
+    sections,
     write_sample,
 )
 
@@ -323,7 +324,7 @@ def test_a_finished_sample_is_left_alone_and_a_killed_run_leaves_nothing(
         write_sample(folder, seed=7)
     assert not folder.exists()
 
-    monkeypatch.setattr("pipeline.sample.render_sample", lambda seed: iter(few))
+    monkeypatch.setattr("pipeline.sample.render_sample", lambda seed, rounds: iter(few))
     write_sample(folder, seed=7)
     assert [path.name for path in tmp_path.iterdir()] == ["sample"]
     assert sorted(path.name for path in (folder / "stage1_train").iterdir()) == sorted(image.case_id for image in few)
