@@ -21,6 +21,7 @@ from pipeline.networks.autoencoders import (
     Kind,
     active_latents,
     active_share,
+    cosines,
     reparameterise,
 )
 from pipeline.reconstruction_losses import ReconstructionLoss
@@ -183,19 +184,38 @@ def test_linear_is_affine_in_the_image() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("more", [0, 5])
 @torch.no_grad()
-def test_linear_can_be_the_identity_where_the_code_is_large_enough(depth: int) -> None:
-    side = 2**depth
-    code = 3 * side**2
-    network = build("linear", depth=depth, code=code)
-    inner = slice(side // 2, side // 2 + side)  # the part of the kernel that no neighbour's overlaps with another
-    unit = torch.eye(code).view(code, 3, side, side)
-    for module, scale in ((network.encoder, 0.5), (network.decoder, 1.0)):
+def test_linear_starts_as_the_identity_where_the_code_is_large_enough(depth: int, more: int) -> None:
+    network = build("linear", depth=depth, code=3 * 4**depth + more)
+    for module in (network.encoder, network.decoder):
         weight = cast(Tensor, cast(nn.Module, module.projection).weight)
-        weight.zero_()
-        weight[..., inner, inner] = scale * unit
+        weight[3 * 4**depth :] = 0.0  # what is left over starts at random
     image = torch.rand(2, 3, 21, 34)
-    torch.testing.assert_close(network(image), image)
+    torch.testing.assert_close(network(image), image, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_linear_starts_from_the_mean_of_each_block_where_the_code_is_small() -> None:
+    image = torch.rand(1, 3, 24, 40)
+    means = nn.functional.avg_pool2d(image, 8).repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    torch.testing.assert_close(build("linear", depth=3, code=3)(image), means)
+
+
+@pytest.mark.parametrize(("count", "channels", "side"), [(7, 3, 2), (50, 3, 4), (5, 1, 8)])
+def test_cosines_are_orthonormal_and_begin_with_the_mean(count: int, channels: int, side: int) -> None:
+    blocks = cosines(count, channels, side).flatten(1)
+    assert len(blocks) == min(count, channels * side**2)
+    torch.testing.assert_close(blocks @ blocks.T, torch.eye(len(blocks)), rtol=0, atol=1e-6)
+    for channel in range(channels):
+        expected = torch.zeros(channels, side, side)
+        expected[channel] = 1 / side
+        torch.testing.assert_close(blocks[channel], expected.flatten())
+
+
+def test_linear_makes_maps_of_another_number_of_channels() -> None:
+    network = Autoencoder("linear", 3, 1, depth=2, code=8)
+    assert network(tissue()).shape == (2, 1, 64, 64)
 
 
 # ---------------------------------------------------------------- denoising, sparse
@@ -291,7 +311,7 @@ LOSSES: dict[str, ReconstructionSettings] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_thirty_steps_on_one_crop_lower_loss_and_error(kind: Kind) -> None:
-    network = build(kind, width=8, code=16).train()
+    network = build(kind, width=8, code=3 if kind == "linear" else 16).train()
     loss = ReconstructionLoss(LOSSES[kind], kind)
     optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
     image = tissue(side=32)
