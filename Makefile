@@ -3,6 +3,7 @@
 CONFIG  ?= configs/sample.yaml
 SET     ?=
 DATASET ?= dsb2018
+METHOD  ?= unet
 FROM    ?=
 PYTHON  ?= python3
 VENV    := .venv
@@ -11,7 +12,7 @@ RUN     := $(VENV)/bin/python -m pipeline
 STAGES  := ingest split normalise augment predict report
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help train evaluate submission submit data kaggle-submit test check lock environment $(STAGES)
+.PHONY: help train evaluate submission submit normaliser ablation data kaggle-submit bench bench-peers test check lock environment $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -36,11 +37,30 @@ submit: $(READY)
 $(STAGES): $(READY)
 	@$(RUN) $@ -c $(CONFIG) $(SET)
 
+# A learned method is trained and judged from its own config, then applied to CONFIG's images as a classical one is.
+LEARNED := $(wildcard configs/normalisers/$(METHOD).yaml)
+normaliser: $(READY)  ## a stain normaliser, trained where it is learned, applied to CONFIG's images (METHOD=macenko)
+ifneq ($(LEARNED),)
+	@$(RUN) report -c $(LEARNED) --with-needs $(SET)
+	@$(RUN) normalise -c $(CONFIG) --with-needs normalise.method=learned normalise.run=normalisers/$(METHOD)
+else
+	@$(RUN) normalise -c $(CONFIG) --with-needs normalise.method=$(METHOD) $(SET)
+endif
+
+ablation: $(READY)  ## does a normaliser help? one segmenter without and with each (STUDY=sample)
+	@$(RUN) ablation $(STUDY)
+
 data: $(READY)  ## a competition's files into data/raw/ (DATASET=dsb2018, FROM=<folder>)
 	@$(RUN) data $(DATASET) $(if $(FROM),--from "$(FROM)")
 
 kaggle-submit: $(READY)  ## hand in the submission with Kaggle's client
 	@$(RUN) kaggle-submit -c $(CONFIG) $(SET)
+
+bench: $(READY)  ## speed against other libraries, as ratios (SUITE=stains)
+	@$(RUN) bench $(SUITE)
+
+bench-peers: $(READY)  ## the other libraries that `make bench` races, each in an environment of its own
+	@$(RUN) bench --install-peers
 
 test: $(READY)  ## the whole test suite
 	@$(VENV)/bin/python -m pytest

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline import __version__
-from pipeline.config import Config, ConfigError, describe, dump_config, load_config
+from pipeline.config import ComputeSettings, Config, ConfigError, describe, dump_config, load_config
 from pipeline.records.paths import Paths
 from pipeline.stages import BY_NAME, STAGES, Stage, StageNotReady
 from pipeline.stages import run as run_stage
 
 DEFAULT_CONFIG = Path("configs/sample.yaml")
+STUDIES = Path("configs/studies/ablation.yaml")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -68,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--images", type=Path, help="an image, or a folder of images, of any size")
             command.add_argument("--out", type=Path, help="folder for <stem>.png: 16-bit object ids, or class ids")
             command.add_argument("--overlay", action="store_true", help="also write <stem>_overlay.png to look at")
+        if stage.name == "normalise":
+            command.add_argument("--images", type=Path, help="an image, or a folder of images (and its subfolders)")
+            command.add_argument("--out", type=Path, help="folder for the same names, status.csv and stain.json")
+            command.add_argument("--reference", type=Path, help="image of the wanted stain; by default one of --images")
+    _add_codes(commands)
     _takes_config(_command(commands, "config", "print the resolved settings", _print_config))
     summary = _command(commands, "summary", "print the network's table of layers", _print_summary)
     _takes_config(summary)
@@ -82,8 +88,32 @@ def _parser() -> argparse.ArgumentParser:
     data = _command(commands, "data", "put a competition's files into data/raw/", _fetch)
     data.add_argument("dataset", help="sample, dsb2018")
     data.add_argument("--from", dest="source", type=Path, help="take the files from this folder instead of from Kaggle")
+    bench = _command(commands, "bench", "measure speed against other libraries, as ratios", _bench)
+    bench.add_argument("suites", nargs="*", metavar="suite", help="stains; all where none is named")
+    bench.add_argument("--install-peers", action="store_true", help="only install the other libraries, each by itself")
+    ablation = _command(commands, "ablation", "train one segmenter without and with each remedy", _run_ablation)
+    ablation.add_argument("studies", nargs="*", help="studies of the file, by default all")
+    ablation.add_argument("--file", type=Path, default=STUDIES, help=f"seeds, arms and studies (default {STUDIES})")
     _takes_config(_command(commands, "kaggle-submit", "hand in submission.csv with Kaggle's client", _hand_in))
     return parser
+
+
+def _add_codes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    encode = _command(commands, "encode", "store images as codes of a trained autoencoder", _encode)
+    encode.add_argument("--images", type=Path, required=True, help="an image, or a folder of images, of any size")
+    encode.add_argument("--out", type=Path, required=True, help="folder for <stem>.code and codes.csv")
+    encode.add_argument("--bits", type=int, default=8, help="bits of a number of the code, 1 to 16 (default 8)")
+    decode = _command(commands, "decode", "bring back the images that encode stored", _decode)
+    decode.add_argument("--codes", type=Path, required=True, help="a code, or a folder of codes")
+    decode.add_argument("--out", type=Path, required=True, help="folder for <stem>.png")
+    generate = _command(commands, "generate", "draw images from a trained variational autoencoder", _generate)
+    generate.add_argument("--out", type=Path, required=True, help="folder for tile_<n>.png and grid.png")
+    generate.add_argument("--count", type=int, default=16, help="images (default 16)")
+    generate.add_argument("--size", type=int, default=128, help="their side in pixels (default 128)")
+    generate.add_argument("--seed", type=int, default=None, help="seed of the draw; by default the run's")
+    for command in (encode, decode, generate):
+        command.add_argument("--run", required=True, help="a trained run: its name below data/train/, or its folder")
+        command.add_argument("settings", nargs="*", metavar="compute.<key>=value", help="device and threads")
 
 
 def _command(
@@ -118,6 +148,9 @@ def _stage_help(stage: Stage) -> str:
         "settings:",
     ]
     for key in stage.settings:
+        if "." in key:
+            lines.append(f"  {key}: see the stage {key.partition('.')[0]}")
+            continue
         field = Config.model_fields[key]
         if hasattr(field.annotation, "model_fields"):
             rows = describe(field.annotation, f"{key}.")  # type: ignore[arg-type]
@@ -138,18 +171,68 @@ def _load(options: argparse.Namespace) -> tuple[Config, Paths]:
 
 
 def _run_stage(options: argparse.Namespace) -> None:
-    alone = [flag for flag in ("run", "images", "out", "overlay") if getattr(options, flag, None)]
+    alone = [flag for flag in ("run", "images", "out", "overlay", "reference") if getattr(options, flag, None)]
     if alone:
-        from pipeline.stages.predict import predict_images
-
-        missing = [flag for flag in ("run", "images", "out") if getattr(options, flag) is None]
-        if missing:
-            raise ValueError(f"predicting images needs --run, --images and --out; --{', --'.join(missing)} is missing")
-        predict_images(options.run, options.images, options.out, overlay=options.overlay, overrides=options.settings)
+        (_predict_images if options.name == "predict" else _normalise_images)(options)
         return
     config, paths = _load(options)
     run_stage(options.name, config, paths, with_needs=options.with_needs, force=options.force)
     print(_what_next(BY_NAME[options.name], options, paths))
+
+
+def _predict_images(options: argparse.Namespace) -> None:
+    from pipeline.stages.predict import predict_images
+
+    missing = [flag for flag in ("run", "images", "out") if getattr(options, flag) is None]
+    if missing:
+        raise ValueError(f"predicting images needs --run, --images and --out; --{', --'.join(missing)} is missing")
+    predict_images(options.run, options.images, options.out, overlay=options.overlay, overrides=options.settings)
+
+
+def _normalise_images(options: argparse.Namespace) -> None:
+    missing = [flag for flag in ("images", "out") if getattr(options, flag) is None]
+    if missing:
+        raise ValueError(f"normalising images needs --images and --out; --{', --'.join(missing)} is missing")
+    config = load_config(options.config, options.settings)
+    idle = [f"--{flag.replace('_', '-')}" for flag in ("with_needs", "force") if getattr(options, flag)]
+    idle += [setting for setting in options.settings if not setting.startswith("normalise.")]
+    if idle:
+        raise ValueError(f"normalising images takes settings of normalise alone; leave out {', '.join(idle)}")
+
+    from pipeline.stages.normalise import normalise_images
+
+    normalise_images(options.images, options.out, config, options.reference)
+
+
+def _encode(options: argparse.Namespace) -> None:
+    compute = _compute(options)
+
+    from pipeline.codes import encode_images
+
+    encode_images(options.run, options.images, options.out, options.bits, compute)
+
+
+def _decode(options: argparse.Namespace) -> None:
+    compute = _compute(options)
+
+    from pipeline.codes import decode_codes
+
+    decode_codes(options.run, options.codes, options.out, compute)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    compute = _compute(options)
+
+    from pipeline.codes import generate_images
+
+    generate_images(options.run, options.out, options.count, options.size, options.seed, compute)
+
+
+def _compute(options: argparse.Namespace) -> ComputeSettings:
+    idle = [setting for setting in options.settings if not setting.startswith("compute.")]
+    if idle:
+        raise ValueError(f"{options.name} takes settings of compute alone; leave out {', '.join(idle)}")
+    return load_config(None, options.settings).compute
 
 
 def _what_next(stage: Stage, options: argparse.Namespace, paths: Paths) -> str:
@@ -194,6 +277,12 @@ def _print_summary(options: argparse.Namespace) -> None:
     print(summary(config.train.network, 3, outputs, height, width))
 
 
+def _run_ablation(options: argparse.Namespace) -> None:
+    from pipeline.ablation import run_ablation
+
+    run_ablation(options.file, options.studies)
+
+
 def _score(options: argparse.Namespace) -> None:
     from pipeline.metrics.competition import print_score
 
@@ -204,6 +293,17 @@ def _fetch(options: argparse.Namespace) -> None:
     from pipeline.kaggle import fetch
 
     fetch(options.dataset, options.source, Path("data/raw"))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    if options.install_peers:
+        from pipeline.benchmarks.peers import install
+
+        install()
+        return
+    from pipeline.benchmarks import bench
+
+    bench(options.suites)
 
 
 def _hand_in(options: argparse.Namespace) -> None:

@@ -301,6 +301,17 @@ class TranslationSettings(Settings):
     """Its peak learning rate."""
 
 
+class ClassificationSettings(Settings):
+    """One class an image (task classification): an encoder, its features averaged over the image, and a linear head."""
+
+    start: str | None = None
+    """Trained run (a U-Net, or an autoencoder whose code is classified) that the encoder's weights are taken from."""
+    frozen: bool = False
+    """Leave those weights as they are and train the head alone."""
+    class_weight: Share = 0.0
+    """Weight of a class in the loss: its share of the cases to the power of minus this; 0: all alike."""
+
+
 class TrainSettings(Settings):
     """The model and how it is trained."""
 
@@ -331,6 +342,8 @@ class TrainSettings(Settings):
     """Time budget instead of steps: measured once on this machine, turned into steps and frozen in the run's folder."""
     batch: int = Field(default=8, ge=1)
     """Crops a step, over all processes together."""
+    classification: ClassificationSettings = ClassificationSettings()
+    """The encoder and loss of a classification."""
     learning_rate: float = Field(default=1e-3, gt=0.0)
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=1e-4, ge=0.0)

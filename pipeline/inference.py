@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from pipeline.config import ComputeSettings, PredictSettings
 from pipeline.intensity import INTENSITIES, as_input
 from pipeline.networks import Network
+from pipeline.networks.classifier import Classifier
 
 Orientation = tuple[int, bool]
 """Quarter turns, then whether mirrored left to right."""
@@ -96,6 +99,71 @@ class Predictor:
         if stride > 1:
             probabilities = nn.functional.interpolate(probabilities, scale_factor=stride, mode="bilinear")
         return probabilities[:, :, :height, :width].cpu().numpy()
+
+
+class ClassPredictor(Predictor):
+    """A classifier with everything that turns images into probabilities of classes."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return (classes,) float32 that sum to 1 for (height, width, 3) uint8."""
+        return self.classify([image])[0]
+
+    def classify(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Return (images, classes) float32; images of one size go through together.
+
+        Of an image larger than a tile, tiles that cover it are classified and averaged. Images are taken one by one, so
+        that memory holds a few batches of tiles at a time.
+        """
+        enough = self.settings.batch * self.settings.tile**2
+        rows: list[np.ndarray] = []
+        waiting: list[np.ndarray] = []
+        pixels = 0
+        for image in images:
+            waiting.append(self.prepare(image))
+            pixels += image.shape[0] * image.shape[1]
+            if pixels >= enough:
+                rows += self._classified(waiting)
+                waiting, pixels = [], 0
+        return np.stack(rows + self._classified(waiting))
+
+    def _classified(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        alike: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = defaultdict(list)
+        side, overlap = self.settings.tile, self.settings.overlap
+        for number, image in enumerate(images):
+            for row in tile_starts(image.shape[0], side, overlap):
+                for column in tile_starts(image.shape[1], side, overlap):
+                    tile = image[row : row + side, column : column + side]
+                    alike[tile.shape].append((number, tile))
+        found: list[list[np.ndarray]] = [[] for _ in images]
+        for (height, width, _), tiles in alike.items():
+            together = max(1, self.settings.batch * side**2 // (height * width))
+            for start in range(0, len(tiles), together):
+                batch = tiles[start : start + together]
+                probabilities = self._of_tiles(np.stack([tile for _, tile in batch]))
+                for (number, _), own in zip(batch, probabilities, strict=True):
+                    found[number].append(own)
+        return [np.mean(own, axis=0) for own in found]
+
+    @torch.inference_mode()
+    def _of_tiles(self, tiles: np.ndarray) -> np.ndarray:
+        """Map (N, height, width, 3) uint8 to (N, classes) float32, the mean over the flips."""
+        orientations = FLIPS[self.settings.flips]
+        total = torch.zeros(())
+        for turns, mirrored in orientations:
+            turned = np.rot90(tiles, turns, axes=(1, 2))
+            turned = np.ascontiguousarray(turned[:, :, ::-1] if mirrored else turned)
+            with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+                logits = self.network(as_input(torch.from_numpy(turned).to(self.device)))
+            total = total + self.activation(logits.float()).cpu()
+        return (total / len(orientations)).numpy()
+
+
+def predictor_of(
+    network: nn.Module, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings
+) -> Predictor:
+    """Return the predictor of a network: of probabilities of classes for a classifier, else of maps."""
+    kind = ClassPredictor if isinstance(network, Classifier) else Predictor
+    return kind(cast(Network, network), activation, intensity, settings, compute)
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:

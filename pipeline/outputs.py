@@ -21,9 +21,10 @@ from pipeline.targets import channels_of
 class Outputs:
     """The channels of a network.
 
-    target: binary, classes, boundary, distance, boundary_distance, or image; channels: a name each; activation: sigmoid
-    (each channel alone), softmax (the channels of a pixel sum to 1) or identity (an image as it is); label_kind: what
-    labels and what is made of the channels hold: instance (an id an object), semantic (class ids) or image (RGB).
+    target: binary, classes, boundary, distance, boundary_distance, image, or class; channels: a name each; activation:
+    sigmoid (each channel alone), softmax (the channels of a pixel, or image, sum to 1) or identity (an image as it is);
+    label_kind: what labels and what is made of the channels hold: instance (an id an object), semantic (class ids),
+    image (RGB) or class (one an image).
     """
 
     target: str
@@ -50,6 +51,11 @@ class Outputs:
         """Whether an image is made, not a mask."""
         return self.label_kind == "image"
 
+    @property
+    def is_class(self) -> bool:
+        """Whether an image gets one class, not a mask."""
+        return self.label_kind == "class"
+
     def score(self, truth: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         """Score one mask, or image, against its truth: the columns of per_case.csv from height on."""
         if self.is_image:
@@ -68,6 +74,8 @@ class Outputs:
         """
         if config.train.task in ("reconstruction", "translation"):
             return cls("image", ("red", "green", "blue"), image_activation(config), "image")
+        if config.train.task == "classification":
+            return cls("class", _class_names(cases), "softmax", "class")
         kinds = {case.label_kind for case in cases if case.label}
         target = config.train.target
         classes = 1
@@ -94,6 +102,23 @@ class Outputs:
                 "train.target: classes needs class rasters, found object ids; take boundary, distance or binary"
             )
         return cls(target, channels_of(target, classes), "softmax" if target == "classes" else "sigmoid", *kinds)
+
+
+def _class_names(cases: Sequence[Case]) -> tuple[str, ...]:
+    """The classes of cases, in order. Raises ValueError where labels are no classes, or all of one."""
+    kinds = sorted({case.label_kind for case in cases})
+    if kinds != ["class"]:
+        raise ValueError(
+            f"train.task: classification needs one class an image, found cases with labels of the kind "
+            f"{', '.join(kinds)}; take train.task=segmentation for masks, reconstruction or translation for images"
+        )
+    names = tuple(sorted({str(case.class_name) for case in cases}))
+    if len(names) < 2:
+        raise ValueError(
+            f"train.task: classification needs images of at least two classes to learn from, found only {names[0]} in "
+            f"the parts train and validation; add cases, or change split.seed or split.*_share"
+        )
+    return names
 
 
 def image_activation(config: Config) -> str:

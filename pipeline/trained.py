@@ -11,10 +11,11 @@ import torch
 
 from pipeline import device
 from pipeline.config import ComputeSettings, Config, PredictSettings
-from pipeline.inference import Predictor
+from pipeline.inference import Predictor, predictor_of
 from pipeline.instances import Thresholds
-from pipeline.networks import build_network
+from pipeline.networks import Network, build_network
 from pipeline.networks.autoencoders import Autoencoder
+from pipeline.networks.classifier import Classifier, build_classifier
 from pipeline.outputs import Outputs
 
 BEST, FROZEN, MODEL, THRESHOLDS, STAIN = "best.pt", "config.yaml", "model.json", "thresholds.json", "stain.json"
@@ -35,19 +36,24 @@ class TrainedRun:
 
         Raises ValueError where the run has no weights yet.
         """
+        torch.set_num_threads(compute.threads)
+        network = self.network().to(compute.device).eval()
+        if compute.channels_last:
+            network.to(memory_format=torch.channels_last)
+        return predictor_of(network, self.outputs.activation, self.config.train.intensity, settings, compute)
+
+    def network(self) -> Network | Classifier:
+        """Build the network and load the best weights, weights only. Raises ValueError where there are none yet."""
         if not self.weights.exists():
             raise ValueError(
                 f"{self.weights}: expected the weights of a trained run, found nothing; run `make train` first"
             )
-        torch.set_num_threads(compute.threads)
-        network = build_network(self.config.train.network, IMAGE_CHANNELS, len(self.outputs.channels), pretrained=False)
+        build = build_classifier if self.outputs.is_class else build_network
+        network = build(self.config.train.network, IMAGE_CHANNELS, len(self.outputs.channels), pretrained=False)
         network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True)["network"])
         if isinstance(network, Autoencoder):
             network.use = self.config.train.reconstruction.code
-        network.to(compute.device).eval()
-        if compute.channels_last:
-            network.to(memory_format=torch.channels_last)
-        return Predictor(network, self.outputs.activation, self.config.train.intensity, settings, compute)
+        return network
 
     def compute_here(self, wanted: ComputeSettings) -> ComputeSettings:
         """Return the run's own device and numbers where this machine has them and nothing else is asked for.
@@ -96,3 +102,9 @@ def open_run(folder: Path) -> TrainedRun:
     config = Config.model_validate(yaml.safe_load((folder / FROZEN).read_text(encoding="utf-8")))
     model = json.loads((folder / MODEL).read_text(encoding="utf-8"))
     return TrainedRun(folder, config, Outputs.from_dict(model), folder / BEST)
+
+
+def named_run(run: str) -> TrainedRun:
+    """Open a run as a user names it: its folder, or its name below data/train/."""
+    folder = Path(run)
+    return open_run(folder if (folder / MODEL).exists() else Path("data/train") / run)

@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from pipeline import device
 from pipeline.config import Config, TrainSettings, dump_config
-from pipeline.inference import Predictor
-from pipeline.networks import Network
+from pipeline.inference import Predictor, predictor_of
 from pipeline.records.files import write_bytes, write_text
 from pipeline.tasks.players import NETWORK, Player
 from pipeline.trained import BEST, FROZEN
@@ -140,8 +139,8 @@ class _Loop:
         self.averaged = AveragedModel(
             self.trained, multi_avg_fn=moving_average(self.settings.average), use_buffers=True
         )
-        self.predictor = Predictor(
-            cast(Network, self.averaged.module),
+        self.predictor = predictor_of(
+            self.averaged.module,
             activation,
             self.settings.intensity,
             config.predict.model_copy(update={"flips": "none"}),

@@ -125,25 +125,36 @@ def structure(before: np.ndarray, after: np.ndarray) -> float | None:
     """SSIM between the haematoxylin of an image before and after a normaliser changed its stain, up to scale.
 
     Each image is unmixed by its own stain matrix and glass (least squares, negative amounts cut off); the second is
-    scaled to the first by least squares. 1: all structure kept; blur and invention lower it. None where the stains of
-    either cannot be measured. Raises ValueError for different sizes.
+    scaled to the first by least squares. 1: all structure kept; blur, invention and tinted glass, which hides the
+    second stain, lower it. An image after, whose stains cannot be measured, is unmixed by the matrix before. None where
+    the stains before cannot be measured.
+    Raises ValueError for different sizes.
     """
     _check_alike(before, after)
-    first, second = _haematoxylin(before), _haematoxylin(after)
-    if first is None or second is None:
+    vectors = _own_vectors(before)
+    if vectors is None:
         return None
-    scale = float((first * second).sum() / np.square(second).sum())
+    changed = _own_vectors(after)
+    first, second = _haematoxylin(before, vectors), _haematoxylin(after, vectors if changed is None else changed)
+    energy = float(np.square(second).sum())
+    scale = float((first * second).sum()) / energy if energy else 0.0
     return _ssim(first, scale * second, float(np.percentile(first, DENSEST)))
 
 
-def _haematoxylin(image: np.ndarray) -> np.ndarray | None:
-    # Densities are proportional only from the image's own glass on; white where it shows none.
-    white = measure_white(sample_pixels(image)) or WHITE
-    measured = Macenko(white=white).measure(image)[1]
-    vectors = stain_vectors(image) if measured is None else _vectors(measured)
-    if vectors is None:
-        return None
-    return np.clip(to_density(image, white) @ np.linalg.pinv(vectors)[:, 0].astype(np.float32), 0.0, None)
+def _glass(image: np.ndarray) -> tuple[float, float, float]:
+    """White point of an image; white where it shows no glass."""
+    return measure_white(sample_pixels(image)) or WHITE
+
+
+def _own_vectors(image: np.ndarray) -> np.ndarray | None:
+    """Stain vectors under the image's own glass, from which on densities are proportional; else under white."""
+    measured = Macenko(white=_glass(image)).measure(image)[1]
+    return stain_vectors(image) if measured is None else _vectors(measured)
+
+
+def _haematoxylin(image: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    density = to_density(image, _glass(image))
+    return np.clip(density @ np.linalg.pinv(vectors)[:, 0].astype(np.float32), 0.0, None)
 
 
 # --- Samples of tissue --------------------------------------------------------------------------------------------

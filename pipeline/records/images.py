@@ -55,6 +55,20 @@ def find_images(where: Path, *, nested: bool = False) -> tuple[list[Path], list[
     return sorted(files), sorted(others)
 
 
+def one_image_a_stem(where: Path) -> list[Path]:
+    """Return the images of find_images, where results are named by the stem. Raises ValueError where two share one."""
+    files, _ = find_images(where)
+    stems: dict[str, list[str]] = {}
+    for file in files:
+        stems.setdefault(file.stem, []).append(file.name)
+    clashes = [" and ".join(names) for names in stems.values() if len(names) > 1]
+    if clashes:
+        raise ValueError(
+            f"{where}: expected one image a stem, since results are named by it, found {'; '.join(clashes)}"
+        )
+    return files
+
+
 def common_depth(files: Iterable[Path]) -> int:
     """Return the fewest bits that hold every image of more than 8 bits among files, so that all are scaled alike; or 8.
 

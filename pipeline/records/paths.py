@@ -100,6 +100,15 @@ class Paths:
         """metrics.json, per_case.csv, masks/, report.html, submission.csv."""
         return self.root / "reports" / self.run
 
+    def run_folder(self, run: str) -> Path:
+        """The folder of another trained run."""
+        return self.root / "data" / "train" / run
+
+    @property
+    def classes(self) -> Path:
+        """What a classification predicts: case_id and p_<class> of each class."""
+        return self.predict / "classes.csv"
+
     def image(self, case_image: str) -> Path:
         """The image that training and prediction read: ingested, or normalised where a method is set."""
         folder = self.ingest if self.normalise_method == "none" else self.normalise

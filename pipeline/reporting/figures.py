@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -21,6 +22,10 @@ DOTS = 300
 """Most dots in a row; of more cases every k-th in order of the score is drawn."""
 
 LONGEST_LABEL = 24
+COLOURS = ("#4d7fc4", "#d1722f", "#3a9a6a", "#b5528f", "#8d7bd1", "#a3892b", "#45a3b5", "#c0504d")
+"""Of points on a map, each to be told from paper both light and dark; shapes tell apart what shares a colour."""
+SHAPES = ("o", "^", "s", "D")
+MOST_POINTS, LONGEST_LEGEND = 1500, 16
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -47,11 +52,16 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw_strata(
-    title: str, rows: Sequence[tuple[str, Sequence[float], dict[str, Any]]], description: str, name: str
+    title: str,
+    rows: Sequence[tuple[str, Sequence[float], dict[str, Any]]],
+    description: str,
+    name: str,
+    limits: tuple[float, float] | None = (-0.02, 1.02),
 ) -> str:
-    """Draw one row a stratum: a dot a case, the mean, and its 95 % interval where there is one.
+    """Draw one row a stratum or method: a dot a case, the mean, and its 95 % interval where there is one.
 
-    rows: (label, scores of the cases in [0, 1], {mean, low, high}), top to bottom. Returns an inline <svg>.
+    rows: (label, scores of the cases, {mean, low, high}), top to bottom; limits: of the scale, by default for scores in
+    [0, 1], None for what the values reach. Returns an inline <svg>.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -70,7 +80,7 @@ def draw_strata(
                 )
             if score.get("mean") is not None:
                 axes.plot([score["mean"]], [place], "o", color=ACCENT, markersize=6.5, markeredgewidth=0)
-        axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.45, -0.55), title=title)
+        axes.set(xlim=limits, ylim=(len(rows) - 0.45, -0.55), title=title)
         axes.set_yticks(range(len(rows)), [_short(label) for label, _, _ in rows])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.spines["left"].set_visible(False)
@@ -109,6 +119,40 @@ def draw_curves(
         _plain_ticks(axes)
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+        return _inline(figure, name, description)
+
+
+def draw_map(title: str, points: Sequence[tuple[float, float, str]], description: str, name: str) -> str:
+    """Draw points of the plane, coloured and shaped by the name that each has. Returns an inline <svg>.
+
+    points: (x, y, name). The commonest names get a colour and a shape each, the others are grey; of more than
+    MOST_POINTS every k-th point is drawn.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    counts = Counter(label for _, _, label in points)
+    kinds = len(COLOURS) * len(SHAPES)
+    named = sorted(counts, key=lambda label: (-counts[label], label))[:kinds]
+    drawn = points[:: max(1, -(-len(points) // MOST_POINTS))]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        rest = [(x, y) for x, y, label in drawn if label not in named]
+        if rest:
+            axes.scatter(*zip(*rest, strict=True), s=12, color=QUIET, alpha=0.5, linewidths=0, label="others")
+        for number, label in enumerate(sorted(named)):
+            own = [(x, y) for x, y, other in drawn if other == label]
+            if own:
+                axes.scatter(
+                    *zip(*own, strict=True), s=16, alpha=0.8, linewidths=0, color=COLOURS[number % len(COLOURS)],
+                    marker=SHAPES[number // len(COLOURS) % len(SHAPES)],
+                    label=_short(label) if number < LONGEST_LEGEND else None,
+                )  # fmt: skip
+        axes.set(title=title, xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if len(named) <= LONGEST_LEGEND:
+            figure.legend(loc="outside right upper", frameon=False, fontsize=8.5)
         return _inline(figure, name, description)
 
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.metrics.summary import MINIMUM_GROUPS, SCORE_COLUMNS
 from pipeline.records.paths import Paths
-from pipeline.records.rasters import read_image
 from pipeline.reporting.cases import Picture, choose_cases, take_picture
-from pipeline.reporting.overlays import ERROR_KINDS, embed_image
-from pipeline.reporting.proof import describe_proof
-from pipeline.reporting.sources import Sources, read_sources, settings_tree
+from pipeline.reporting.frame import common_cautions, draw_history, inline, interval, render
+from pipeline.reporting.overlays import ERROR_KINDS
+from pipeline.reporting.sources import Sources, read_sources
 
 PICTURE_BYTES = 620_000
 """Bytes for all pictures of cases together, before base64; each gets its share and is reduced until it fits."""
 PICTURE_LIMIT = 80_000
-SHEET_BYTES = 70_000
 
 HEADLINE = ("dice", "iou", "ap", "ap_50", "f1_50", "f1_70", "pq", "aji")
 TITLES = {
@@ -61,6 +54,11 @@ REGION_MEANINGS = {
 }
 """Where labels hold classes; seams thinner than three pixels are not drawn."""
 TABLE_ROWS = 300
+PANELS = (
+    ("loss", "Training loss", {"loss": "loss"}),
+    ("validation", "Validation part", {"validation_dice": "Dice", "validation_iou": "IoU"}),
+    ("rate", "Learning rate", {"learning_rate": "learning rate"}),
+)
 
 
 def build_page(paths: Paths, config: Config) -> str:
@@ -68,9 +66,6 @@ def build_page(paths: Paths, config: Config) -> str:
 
     Raises ValueError where metrics.json or per_case.csv is missing; what else is missing is named on the page.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
     sources = read_sources(paths, config)
     part = sources.metrics.get("part", "test")
     scores = sources.metrics[part]
@@ -81,20 +76,12 @@ def build_page(paths: Paths, config: Config) -> str:
         kind: [take_picture(row, sources, paths, min(PICTURE_LIMIT, PICTURE_BYTES // count)) for row in rows]
         for kind, rows in chosen.items()
     }
-    environment = Environment(
-        loader=PackageLoader("pipeline.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(number=_number, whole=_whole, percent=_percent, words=_words)
-    style, script = _text("page.css"), _text("page.js")
-    return environment.get_template("page.html.jinja").render(
-        style=Markup(style),
-        script=Markup(script),
-        policy=_policy(style, script),
-        config=config,
-        sources=sources,
-        metrics=sources.metrics,
-        part=part,
+    return render(
+        "page.html.jinja",
+        sources,
+        config,
+        styles=(),
+        scripts=("page.js",),
         scores=scores,
         headline=[name for name in HEADLINE if _mean(scores, name) is not None],
         further=[name for name in scores if name not in HEADLINE and _mean(scores, name) is not None],
@@ -105,21 +92,15 @@ def build_page(paths: Paths, config: Config) -> str:
         errors=_error_totals(sources.rows),
         error_meanings=ERROR_MEANINGS,
         strata=_strata(sources),
-        strata_figures=[Markup(figure) for figure in _strata_figures(sources, part, score)],
-        curves=[Markup(figure) for figure in _curves(sources.history)],
+        strata_figures=inline(_strata_figures(sources, part, score)),
+        curves=inline(draw_history(sources.history, PANELS)),
         pictures=pictures,
         legend=_legend(pictures, score == "ap"),
         table=sorted(
             sources.rows, key=lambda row: (row[score] if row.get(score) is not None else -1.0, row["case_id"])
         )[:TABLE_ROWS],
         table_columns=_table_columns(sources.rows),
-        sheets={name: embed_image(read_image(file), SHEET_BYTES)[0] for name, file in sources.sheets.items()},
-        findings=Counter((finding.action, finding.fault) for finding in sources.findings),
-        settings=settings_tree(sources.settings),
-        proof=describe_proof(sources.proof),
-        versions=next((latest.provenance.get("versions", {}) for latest in reversed(sources.manifests.values())), {}),
         cautions=_cautions(sources, part),
-        few_groups=MINIMUM_GROUPS,
     )
 
 
@@ -184,37 +165,13 @@ def _strata_figures(sources: Sources, part: str, score: str) -> list[str]:
             (name, [row[metric] for row in cases if row.get(metric) is not None], scores.get(metric) or {})
             for name, cases, scores in entries
         ]
-        told = "; ".join(f"{name} {_interval(entry)}" for name, _, entry in rows)
+        told = "; ".join(f"{name} {interval(entry)}" for name, _, entry in rows)
         title, description = (
             f"{TITLES[metric]}: every image, mean, 95 % interval",
             f"{TITLES[metric]} by stratum: {told}",
         )
         figures.append(draw_strata(title, rows, description, f"strata-{metric}"))
     return figures
-
-
-def _curves(history: dict[str, list[float]]) -> list[str]:
-    from pipeline.reporting.figures import draw_curves
-
-    steps = history.get("step", [])
-    if not steps:
-        return []
-    marked = [step for step, best in zip(steps, history.get("best", []), strict=False) if best]
-    best = marked[-1] if marked else None
-    panels: list[tuple[str, str, dict[str, str]]] = [
-        ("loss", "Training loss", {"loss": "loss"}),
-        ("validation", "Validation part", {"validation_dice": "Dice", "validation_iou": "IoU"}),
-        ("rate", "Learning rate", {"learning_rate": "learning rate"}),
-    ]
-    drawn = []
-    for name, title, columns in panels:
-        curves = {label: history[column] for column, label in columns.items() if column in history}
-        if curves:
-            ends = ", ".join(f"{label} from {values[0]:.4g} to {values[-1]:.4g}" for label, values in curves.items())
-            drawn.append(
-                draw_curves(title, steps, curves, best, f"{title} over {steps[-1]:,.0f} steps: {ends}", f"curve-{name}")
-            )
-    return drawn
 
 
 def _table_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -240,64 +197,4 @@ def _cautions(sources: Sources, part: str) -> list[str]:
             f"Strata with fewer than {MINIMUM_GROUPS} groups have a mean but no interval; "
             f"read them as examples: {', '.join(few)}."
         )
-    excluded = len({finding.case_id for finding in sources.findings if finding.action == "excluded"})
-    if excluded:
-        told.append(
-            f"{excluded:,} {'case was' if excluded == 1 else 'cases were'} excluded before the split, "
-            "and no figure counts them."
-        )
-    dirty = [
-        stage
-        for stage, manifest in sources.manifests.items()
-        if str(manifest.provenance.get("commit") or "").endswith("-dirty")
-    ]
-    if dirty:
-        told.append(f"Made from a working copy with changes that no commit holds: {', '.join(dirty)}.")
-    return told
-
-
-def _policy(style: str, script: str) -> str:
-    """Allow this very style, this very script and embedded pictures, and nothing else."""
-
-    def digest(text: str) -> str:
-        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii") + "'"
-
-    return (
-        f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _text(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    return "–" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.{digits}f}"
-
-
-def _whole(value: Any) -> str:
-    return "–" if value is None else f"{value:,.0f}"
-
-
-def _percent(value: Any, digits: int = 0) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def _interval(entry: dict[str, Any]) -> str:
-    low, high = entry.get("low"), entry.get("high")
-    interval = f" ({_number(low)} to {_number(high)})" if low is not None and high is not None else ""
-    return _number(entry.get("mean")) + interval
-
-
-_SHOWN: dict[type, Callable[[Any], str]] = {
-    bool: lambda value: "yes" if value else "no",
-    int: lambda value: f"{value:,}",
-    float: lambda value: f"{value:.4g}",
-    type(None): lambda _: "–",
-}
-
-
-def _words(value: Any) -> str:
-    """Write a value of a JSON file for a reader."""
-    return _SHOWN.get(type(value), str)(value)
+    return told + common_cautions(sources)

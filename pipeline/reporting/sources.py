@@ -17,7 +17,9 @@ from pipeline.records.findings import Finding, read_findings
 from pipeline.records.manifest import Manifest, read_manifest
 from pipeline.records.paths import Paths
 
-WORDS = ("case_id", "group", "stratum")
+ENCODE = "python -m pipeline encode -c configs/{run}.yaml"
+"""What makes the map of codes."""
+WORDS = ("case_id", "group", "stratum", "method", "status")
 """Columns of per_case.csv that hold words; all others hold numbers, or nothing."""
 
 
@@ -33,10 +35,12 @@ class Absent:
 class Sources:
     """Everything that the page shows.
 
-    metrics: metrics.json; rows: the scored rows of per_case.csv, words as str and numbers as float or None;
+    metrics: metrics.json; rows: the scored rows of per_case.csv, words as str and numbers as float or None; for a run
+    that makes images one row a case and method;
     settings: YAML as training froze it (every automatic choice replaced by what was taken), else as resolved now;
-    cases: by case id; history: history.csv by column; thresholds, proof: the JSON objects; findings: those of
-    ingest; manifests: by stage, in the stages' order; sheets: pictures by section.
+    cases: by case id; history: history.csv by column; thresholds, proof, timing: the JSON objects; codes: codes.csv, a
+    case a row with its place on the map; findings: those of ingest; manifests: by stage, in the stages' order; sheets:
+    pictures by section.
     absent: by the same names, what is not there.
     """
 
@@ -47,10 +51,17 @@ class Sources:
     history: dict[str, list[float]] = field(default_factory=dict)
     thresholds: dict[str, Any] = field(default_factory=dict)
     proof: dict[str, Any] = field(default_factory=dict)
+    timing: dict[str, Any] = field(default_factory=dict)
+    codes: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     manifests: dict[str, Manifest] = field(default_factory=dict)
     sheets: dict[str, Path] = field(default_factory=dict)
     absent: dict[str, Absent] = field(default_factory=dict)
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the run makes images, and was judged beside other methods."""
+        return "methods" in self.metrics
 
 
 def read_sources(paths: Paths, config: Config) -> Sources:
@@ -71,6 +82,11 @@ def read_sources(paths: Paths, config: Config) -> Sources:
         sources.history.update(_columns(there))
     if there := _there(sources, "thresholds", paths.train / "thresholds.json", paths, "make train"):
         sources.thresholds.update(_object(there))
+    if sources.of_images:
+        if there := _there(sources, "timing", paths.reports / "timing.json", paths, "make evaluate"):
+            sources.timing.update(_object(there))
+        if there := _there(sources, "codes", paths.reports / "codes.csv", paths, ENCODE.format(run=config.run)):
+            sources.codes.extend(_typed(row, there) for row in _table(there))
     for name, sheet, command in (
         ("groups", paths.split / "groups.png", "make split"),
         ("augmented", paths.augment / "contact_sheet.png", "make augment"),
@@ -124,9 +140,10 @@ def _required(paths: Paths) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             rows = [_typed(row, file) for row in _table(file)]
         except ValueError as error:
             faults.append(str(error))
-        if rows and not {"case_id", "dice"} <= rows[0].keys():
-            faults.append(f"{file}: expected at least the columns case_id and dice, found {', '.join(rows[0])}")
-        rows = [row for row in rows if row.get("dice") is not None]
+        needed = ("case_id", "method") if "methods" in metrics else ("case_id", "dice")
+        if rows and not set(needed) <= rows[0].keys():
+            faults.append(f"{file}: expected at least the columns {' and '.join(needed)}, found {', '.join(rows[0])}")
+        rows = [row for row in rows if row.get(needed[1]) is not None]
     if faults:
         raise ValueError("\n".join(faults) + "\nMake them with `make evaluate`")
     return metrics, rows

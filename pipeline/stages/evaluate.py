@@ -1,7 +1,10 @@
-"""Evaluate: probability maps to masks, and the test part's scores.
+"""Evaluate: probability maps to masks, and the test part's scores; or made images, and what stands beside them.
 
-Reads:  data/predict/<run>/, data/train/<run>/thresholds.json, labels, split.csv, findings.csv
-Writes: reports/<run>/: masks/<case_id>.png (16-bit object ids, or class ids), per_case.csv, metrics.json
+Reads:  data/predict/<run>/, data/train/<run>/thresholds.json, labels, split.csv, findings.csv; for a run that makes
+        images also the other runs that evaluate names, below data/train/
+Writes: reports/<run>/: masks/<case_id>.png (16-bit object ids, or class ids), per_case.csv, metrics.json;
+        for a run that makes images normalised/<method>/<case_id>.png instead of masks, and timing.json, which no later
+        stage depends on
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.records.case import Case
@@ -17,21 +20,29 @@ from pipeline.records.files import write_json, write_text
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts, read_split_table
 
+if TYPE_CHECKING:
+    from pipeline.trained import TrainedRun
+
 PART = "test"
 
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
-    """Return what decides staleness: the maps, the run, the labels, the split."""
+    """Return what decides staleness: the maps, the run, the labels, the split, and the other runs that are named."""
+    from pipeline.stains import METHODS
+
+    named = [*(config.evaluate.beside or ()), config.evaluate.segmenter]
+    others = dict.fromkeys(name for name in named if name is not None and name not in METHODS)
     return [
         paths.predict / "stage.json",
         paths.train / "stage.json",
         paths.ingest / "stage.json",
         paths.split / "stage.json",
+        *(paths.root / "data" / "train" / name / "stage.json" for name in others),
     ]
 
 
 def run(config: Config, paths: Paths) -> list[str]:
-    """Write a mask for every predicted case, and a score for every one with truth."""
+    """Write a mask for every predicted case, a score for every one with truth; or judge the images that were made."""
     from tqdm import tqdm
 
     from pipeline.instances import label_raster
@@ -41,9 +52,13 @@ def run(config: Config, paths: Paths) -> list[str]:
 
     trained = open_run(paths.train)
     parts = read_parts(paths)
+    groups = {case_id: row["group"] for case_id, row in read_split_table(paths.split_table).items()}
+    if trained.outputs.is_image:
+        return _judge(config, paths, trained, parts, groups)
+    if trained.outputs.is_class:
+        return _score_classes(config, paths, trained, parts, groups)
     chosen, thresholds = trained.chosen(), trained.thresholds()
     _refuse_used(parts[PART], chosen)
-    groups = {case_id: row["group"] for case_id, row in read_split_table(paths.split_table).items()}
     rows: list[dict[str, Any]] = []
     for case in tqdm(parts[PART] + parts["unlabelled"], desc="evaluate", unit="image", disable=None):
         mask = label_raster(read_probabilities(paths.predict / f"{case.case_id}.tif"), trained.outputs, thresholds)
@@ -67,6 +82,50 @@ def run(config: Config, paths: Paths) -> list[str]:
     }
     write_json(paths.reports / "metrics.json", metrics)
     return _table(metrics)
+
+
+def _judge(
+    config: Config, paths: Paths, trained: TrainedRun, parts: dict[str, list[Case]], groups: dict[str, str]
+) -> list[str]:
+    """Set the images that a run made beside those of other methods."""
+    from pipeline.judging import Subject, judge, other_runs
+
+    subject = Subject(config, paths, trained, parts, groups, other_runs(config, paths))
+    for used in (trained, *subject.others.values()):
+        if used.config.dataset == config.dataset:
+            _refuse_used(parts[PART], used.chosen())
+    judged = judge(subject)
+    text = judged.table.to_csv(index=False, lineterminator="\n", float_format="%.6f")
+    write_text(paths.reports / "per_case.csv", text)
+    write_json(paths.reports / "metrics.json", judged.metrics | {"excluded": _excluded(paths.findings)})
+    write_json(paths.reports / "timing.json", judged.timing)
+    return _methods_table(judged.metrics, judged.timing["megapixels_per_second"])
+
+
+def _score_classes(
+    config: Config, paths: Paths, trained: TrainedRun, parts: dict[str, list[Case]], groups: dict[str, str]
+) -> list[str]:
+    """Score the classes that a run predicted."""
+    from pipeline.metrics.classification import per_case_classes, read_classes, summarise_classes, table_of_classes
+
+    _refuse_used(parts[PART], trained.chosen())
+    # The patient that a case is known to come from, where the split was told to look past patients.
+    units = {
+        case.case_id: case.group or groups.get(case.case_id) or case.case_id for part in parts.values() for case in part
+    }
+    learned = {units[case.case_id] for part in ("train", "validation") for case in parts[part]}
+    table = per_case_classes(read_classes(paths.classes), parts[PART], units)
+    write_text(paths.reports / "per_case.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
+    metrics = {
+        "run": config.run,
+        "dataset": config.dataset,
+        **summarise_classes(table, PART, config.evaluate.resamples, config.seed),
+        "groups_also_in_training": len(learned & set(table["group"])),
+        "unscored": len(parts["unlabelled"]),
+        "excluded": _excluded(paths.findings),
+    }
+    write_json(paths.reports / "metrics.json", metrics)
+    return table_of_classes(metrics)
 
 
 def _refuse_used(cases: list[Case], chosen: dict[str, Any]) -> None:
@@ -106,4 +165,25 @@ def _table(metrics: dict[str, Any]) -> list[str]:
         lines.append(f"{'95 % to':<29}" + "".join(f"{bound['high']:>9.3f}" for bound in bounds))
     else:
         lines.append(f"no intervals: {metrics['groups']} groups are too few (10 are needed)")
+    return lines
+
+
+def _methods_table(metrics: dict[str, Any], speeds: dict[str, float]) -> list[str]:
+    """Lay every method out for the terminal, with the run's difference to its input and to the best classical one."""
+    shown = [name for name in metrics[PART] if name != "energy_ratio"][:6]
+    lines = [f"{metrics['cases']} test images in {metrics['groups']} groups, {metrics['kind']}; images in normalised/"]
+    lines.append(f"{'':<22}" + "".join(f"{name.replace('_angle', ' deg')[:16]:>17}" for name in shown) + f"{'MP/s':>9}")
+    for name, entry in metrics["methods"].items():
+        means = (entry[PART].get(key, {}).get("mean") for key in shown)
+        cells = "".join(f"{'-':>17}" if mean is None else f"{mean:>17.3f}" for mean in means)
+        lines.append(f"{name[:21]:<22}" + cells + (f"{speeds[name]:>9.2f}" if name in speeds else f"{'':>9}"))
+    for other, differences in (
+        ("input", metrics["methods"][metrics["run"]]["difference"]),
+        (metrics["best_classical"], metrics["beyond_classical"]),
+    ):
+        for name in ("psnr", "ciede2000"):
+            if entry := differences.get(name):
+                interval = "no interval" if entry["low"] is None else f"{entry['low']:+.3f} to {entry['high']:+.3f}"
+                better = f"better in {entry['better_groups']} of {entry['groups']} groups"
+                lines.append(f"{name} beyond {other}: {entry['mean']:+.3f} ({interval}), {better}")
     return lines

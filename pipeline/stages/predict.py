@@ -1,18 +1,28 @@
-"""Predict: a probability map (or the made image) for every test and unlabelled case; or, with --images, of any images.
+"""Predict: a probability map (or the made image, or a class) for every test and unlabelled case, or of any --images.
 
 Reads:  data/train/<run>/ (settings, model, weights), images of the data set, split.csv
 Writes: data/predict/<run>/<case_id>.tif: one 16-bit plane a channel, 65535 = certain; for a run that makes images
-        <case_id>.png
+        <case_id>.png; for a classification classes.csv: case_id and p_<class> of each class
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pipeline.config import Config, load_config
+from pipeline.records.files import write_text
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
+
+if TYPE_CHECKING:
+    from pipeline.inference import Predictor
+    from pipeline.trained import TrainedRun
 
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
@@ -35,6 +45,11 @@ def run(config: Config, paths: Paths) -> list[str]:
     predict = trained.predictor(config.predict, trained.compute_here(config.compute))
     parts = read_parts(paths)
     cases = parts["test"] + parts["unlabelled"]
+    counts = f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images"
+    if trained.outputs.is_class:
+        images = (paths.image(case.image) for case in cases)
+        _write_classes(paths.classes, [case.case_id for case in cases], map(read_image, images), trained, predict)
+        return [f"{counts}, the probabilities of their classes in {paths.classes}"]
     for case in tqdm(cases, desc="predict", unit="image", disable=None):
         file = paths.predict / f"{case.case_id}{'.png' if trained.outputs.is_image else '.tif'}"
         if file.exists():
@@ -43,8 +58,25 @@ def run(config: Config, paths: Paths) -> list[str]:
             write_png(file, to_pixels(predict(pairs.given(case)[0])))
         else:
             write_probabilities(file, predict(read_image(paths.image(case.image))))
-    counts = f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images"
     return [f"{counts}, one {'image' if trained.outputs.is_image else 'map'} each in {paths.predict}"]
+
+
+def _write_classes(
+    file: Path, names: Sequence[str], images: Iterable[np.ndarray], trained: TrainedRun, predict: Predictor
+) -> None:
+    """Write case_id and p_<class> of images, in their order."""
+    from tqdm import tqdm
+
+    from pipeline.inference import ClassPredictor
+    from pipeline.metrics.classification import DIGITS, PROBABILITY
+
+    assert isinstance(predict, ClassPredictor)
+    rows = predict.classify(tqdm(images, total=len(names), desc="predict", unit="image", disable=None))
+    header = ["case_id", *(PROBABILITY + name for name in trained.outputs.channels)]
+    lines = [[name, *(f"{value:.{DIGITS}f}" for value in row)] for name, row in zip(names, rows, strict=True)]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([header, *lines])
+    write_text(file, stream.getvalue())
 
 
 def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, overrides: Sequence[str] = ()) -> None:
@@ -59,14 +91,13 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     from pipeline.instances import label_raster
     from pipeline.outputs import to_pixels
     from pipeline.records.findings import FaultyFile
-    from pipeline.records.images import common_depth, read_any_image
+    from pipeline.records.images import common_depth, one_image_a_stem, read_any_image
     from pipeline.records.rasters import write_png
     from pipeline.reporting.overlays import draw_outlines
     from pipeline.stains import load as load_normaliser
-    from pipeline.trained import STAIN, open_run
+    from pipeline.trained import STAIN, named_run
 
-    folder = Path(run)
-    trained = open_run(folder if (folder / "model.json").exists() else Path("data/train") / run)
+    trained = named_run(run)
     settings = load_config(None, [*overrides])
     asked = {override.partition("=")[0].split(".")[0] for override in overrides}
     predict = trained.predictor(
@@ -76,7 +107,7 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     if overlay and thresholds is None:
         raise ValueError(f"--overlay shows masks, and {trained.folder} makes images; leave it out")
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
-    files = _one_image_a_stem(images)
+    files = one_image_a_stem(images)
     bits = common_depth(files)
     faults, remarks = [], []
     for file in tqdm(files, desc="predict", unit="image", disable=None):
@@ -99,18 +130,3 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         raise ValueError(
             f"{len(faults)} of {len(files)} images could not be read:\n" + "\n".join(f"  {fault}" for fault in faults)
         )
-
-
-def _one_image_a_stem(images: Path) -> list[Path]:
-    from pipeline.records.images import find_images
-
-    files, _ = find_images(images)
-    stems: dict[str, list[str]] = {}
-    for file in files:
-        stems.setdefault(file.stem, []).append(file.name)
-    clashes = [" and ".join(names) for names in stems.values() if len(names) > 1]
-    if clashes:
-        raise ValueError(
-            f"{images}: expected one image a stem, since masks are named by it, found {'; '.join(clashes)}"
-        )
-    return files

@@ -1,6 +1,7 @@
 """Report: everything the other stages wrote, on one page that needs no network.
 
-Reads:  reports/<run>/ (metrics.json, per_case.csv, masks/), images, labels, and what each stage left of its own doing
+Reads:  reports/<run>/ (metrics.json, per_case.csv, masks/, normalised/, timing.json, codes.csv), images, labels, and
+        what each stage left of its own doing
 Writes: reports/<run>/report.html
 """
 
@@ -16,13 +17,15 @@ from pipeline.records.paths import Paths
 def inputs(config: Config, paths: Paths) -> list[Path]:
     """Return what decides staleness: every stage whose result the page shows."""
     folders = (paths.ingest, paths.split, paths.normalise, paths.augment, paths.train)
-    return [*(folder / "stage.json" for folder in folders), paths.reports / "evaluate.stage.json"]
+    own = (paths.reports / "evaluate.stage.json", paths.reports / "codes.csv")
+    return [*(folder / "stage.json" for folder in folders), *own]
 
 
 def run(config: Config, paths: Paths) -> list[str]:
     """Write the page."""
-    from pipeline.reporting.page import build_page
+    from pipeline.reporting import normaliser_page, page
 
+    build_page = normaliser_page.build_page if normaliser_page.applies(paths) else page.build_page
     file = paths.reports / "report.html"
     write_text(file, build_page(paths, config))
     return [f"{file} ({file.stat().st_size / 1024:.0f} KB): open it in any browser"]

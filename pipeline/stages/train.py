@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
-    """Return what decides staleness: the images, the split, the normalised images."""
+    """Return what decides staleness: the images, the split, the normalised images, the run to start from."""
     normalised = [paths.normalise / "stage.json"] if config.normalise.method != "none" else []
-    return [paths.ingest / "stage.json", paths.split / "stage.json", *normalised]
+    start = config.train.classification.start
+    started = [paths.run_folder(start) / "stage.json"] if start is not None else []
+    return [paths.ingest / "stage.json", paths.split / "stage.json", *normalised, *started]
 
 
 def run(config: Config, paths: Paths) -> list[str]:
@@ -59,7 +61,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     build = partial(_build, paths=paths, outputs=outputs, training=parts["train"], validation=parts["validation"])
     frozen = fit(build, config, outputs.activation, paths.train)
     done = f"{frozen.train.steps} steps on {len(parts['train'])} images; weights and history in {paths.train}"
-    if outputs.is_image:
+    if outputs.is_image or outputs.is_class:
         _write_chosen(paths, parts, {}, None)
         return [done]
     thresholds, score = _tune(paths, parts)

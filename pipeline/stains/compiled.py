@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -23,7 +24,7 @@ BLOCK = 256
 
 def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call and keep the machine code beside the module, or in the user's cache folder."""
-    options = {"nogil": True, "fastmath": True, "error_model": "numpy", "boundscheck": False}
+    options: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(loop)
     except RuntimeError:
@@ -44,7 +45,7 @@ def over_image(loop: Callable[..., Any], image: np.ndarray, *tables: np.ndarray)
         loop(pixels, flat, *tables)
         return out
     ends = np.linspace(0, len(pixels), parts + 1).astype(int).tolist()
-    pieces = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+    pieces = [slice(*pair) for pair in pairwise(ends)]
     with ThreadPoolExecutor(parts - 1) as threads:
         others = [threads.submit(loop, pixels[piece], flat[piece], *tables) for piece in pieces[1:]]
         loop(pixels[pieces[0]], flat[pieces[0]], *tables)
@@ -95,14 +96,11 @@ def select(pixels: np.ndarray, density: np.ndarray, thresholds: np.ndarray, kept
         most = max(red, green, blue)
         total = red + green + blue
         tissue = (
-            (total > thresholds[0])
-            & (least < thresholds[1])
-            & (most - least > thresholds[2] * total)
-            & (green > least)
+            (total > thresholds[0]) & (least < thresholds[1]) & (most - least > thresholds[2] * total) & (green > least)
         )
         for channel in range(3):
             kept[n, channel] = pixels[i, channel]
-        n += np.int64(tissue)
+        n += 1 if tissue else 0
     return n
 
 
@@ -145,6 +143,64 @@ def directions(tissue: np.ndarray, density: np.ndarray, limit: float, plane: np.
             sums[0, k] += 1.0
             sums[1, k] += np.sqrt(square)
             sums[2, k] += square
+
+
+@_compiled
+def _below(sums: np.ndarray, angle: float, part: np.ndarray) -> None:
+    """Read the cumulative sums (5, bins + 1) at an angle into part, (5,); between bins along a line."""
+    bins = sums.shape[1] - 1
+    slope = np.tan(angle)
+    place = (1.0 + slope / (1.0 + abs(slope))) * bins / 2.0
+    k = min(max(int(place), 0), bins - 1)
+    share = place - k
+    for row in range(5):
+        part[row] = sums[row, k] + share * (sums[row, k + 1] - sums[row, k])
+
+
+@_compiled
+def _beyond(part: np.ndarray, angle: float, penalty: float) -> float:
+    """What the pixels beyond a vector at an angle cost: their error and the penalty on their concentrations."""
+    error = (part[2] - part[3] * np.cos(2.0 * angle) - part[4] * np.sin(2.0 * angle)) / 4.0
+    return error + penalty * (part[0] * np.cos(angle) + part[1] * np.sin(angle))
+
+
+@_compiled
+def cheapest_pair(
+    sums: np.ndarray, penalty: float, low: float, high: float, searched: int, rounds: int
+) -> tuple[float, float]:
+    """Search two angles between low and high for the least cost of a sparse dictionary, on ever finer grids.
+
+    sums: (5, bins + 1), over all bins before, of r cos t, r sin t, r^2, r^2 cos 2t and r^2 sin 2t, for pixels of
+    density r and direction t; penalty: on the sum of concentrations; searched: angles for each vector in a round, which
+    goes over the neighbourhood of the best pair of the one before.
+    """
+    under, over = np.empty((searched, 5)), np.empty((searched, 5))
+    under_cost, over_cost = np.empty(searched), np.empty(searched)
+    first, second, step = low, low, (high - low) / (searched - 1)
+    best_first, best_second = low, high
+    for _ in range(rounds):
+        for i in range(searched):
+            _below(sums, first + i * step, under[i])
+            under_cost[i] = _beyond(under[i], first + i * step, penalty)
+            _below(sums, second + i * step, over[i])
+            for row in range(5):
+                over[i, row] = sums[row, -1] - over[i, row]
+            over_cost[i] = _beyond(over[i], second + i * step, penalty)
+        least = np.finfo(np.float64).max
+        for i in range(searched):
+            a = first + i * step
+            for k in range(searched):
+                b = second + k * step
+                if b - a > 1e-3:
+                    cosines = sums[0, -1] - under[i, 0] - over[k, 0]
+                    sines = sums[1, -1] - under[i, 1] - over[k, 1]
+                    amount = ((np.sin(b) - np.sin(a)) * cosines + (np.cos(a) - np.cos(b)) * sines) / np.sin(b - a)
+                    cost = penalty * amount + under_cost[i] + over_cost[k]
+                    if cost < least:
+                        least, best_first, best_second = cost, a, b
+        reach = 1.5 * step
+        first, second, step = best_first - reach, best_second - reach, 2.0 * reach / (searched - 1)
+    return best_first, best_second
 
 
 @_compiled
@@ -295,7 +351,7 @@ def colour_shift(
     rgb: np.ndarray,
     levels: np.ndarray,
 ) -> None:
-    """Move CIE's f of X, Y and Z by an affine map, which any affine map of L, a and b is.
+    """Move CIE's f of X, Y and Z by an affine map, which any affine map of L, a and b is; what is not green stays so.
 
     light, xyz: as colour_moments takes them; shares: (3, 256), each channel's part of how far (0 to 1) a pixel moves;
     matrix, offset: (3, 3) and (3,); rgb: (3, 3), the inverse of xyz; levels: grey level of linear light from 0 to 1.
@@ -320,12 +376,14 @@ def colour_shift(
         _cube_root(values, root, bits, count)
         for i in range(count):
             x, y, z, share = values[0, i], values[1, i], values[2, i], seen[3, i]
+            green = min(x - y, zero)
             x_moved = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + offset[0]
             y_moved = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + offset[1]
             z_moved = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + offset[2]
             x += share * (x_moved - x)
             y += share * (y_moved - y)
             z += share * (z_moved - z)
+            x = max(x, y + green)
             x = x * x * x if x > low else (x - third) * slope
             y = y * y * y if y > low else (y - third) * slope
             z = z * z * z if z > low else (z - third) * slope

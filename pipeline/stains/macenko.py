@@ -21,11 +21,11 @@ ROBUST = 1.0
 class Macenko(StainSeparation):
     """Takes as stain vectors the robust edges of the cloud of densities; concentrations by least squares.
 
-    Where the libraries' common definition (StainTools, torchstain) differs: their density is a natural logarithm of
-    (level + 1) over 240, which changes no vector but scales concentrations; their tissue is every pixel with all
-    channels above 0.15, ours also leaves ink, dirt and saturated pixels out (tissue_mask, LINEAR); their plane is of
-    the covariance about the mean of the tissue, ours of the second moment about glass; their largest concentration is
-    taken over all pixels, ours over tissue.
+    Where torchstain's definition, the usual one, differs: its density is the natural logarithm of (level + 1) over a
+    white of 240; its tissue is every pixel with all channels above 0.15 of that, ours leaves glass out by the mean of
+    the channels, and ink, dirt and saturated pixels too (tissue_mask, LINEAR); its plane is of the covariance about the
+    mean of the tissue, ours of the second moment about glass; its largest concentrations are over all pixels, ours over
+    tissue, and its gain has no bound. The transform from given vectors, concentrations and white is the same.
     """
 
     method = "macenko"

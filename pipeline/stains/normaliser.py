@@ -21,9 +21,6 @@ tissue; low_tissue: too little of it to measure; degenerate: tissue from which t
 Fallback = Literal["", "slide", "reference", "identity"]
 """What an image was normalised by where not by its own statistics: those of its slide or group, the reference's own
 stain vectors, or nothing: its pixels are the same."""
-FALLBACKS: dict[Status, Fallback] = {
-    "ok": "", "clipped_gain": "", "background": "identity", "low_tissue": "identity", "degenerate": "identity"
-}  # fmt: skip
 White = tuple[float, float, float]
 
 LEAST_TISSUE = 0.005
@@ -94,6 +91,8 @@ class StatisticalNormaliser(Normaliser):
     version = 2
     statistics: ClassVar[dict[str, tuple[int, ...]]]
     """Name and shape of what is measured of an image; reference_ holds them one after the other."""
+    sampled: ClassVar[float] = 1.0
+    """Pixels that an image is measured from, in multiples of SAMPLE; all of a smaller one."""
 
     def __init__(self, maximum_gain: float = 4.0, white: White | Literal["measured"] = WHITE) -> None:
         self.maximum_gain = maximum_gain
@@ -224,6 +223,8 @@ class StatisticalNormaliser(Normaliser):
             parts = [np.array(content["reference"][name], dtype=np.float64) for name in shapes]
             if [part.shape for part in parts] != list(shapes.values()):
                 raise ValueError(f"statistics of the shapes {[part.shape for part in parts]}")
+            if not all(np.isfinite(part).all() for part in parts):
+                raise ValueError("statistics that are no numbers")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{file}: expected a fitted {cls.method} normaliser of version {cls.version}, found {error}; "
@@ -234,7 +235,7 @@ class StatisticalNormaliser(Normaliser):
 
     def _look(self, image: np.ndarray, pooled: np.ndarray | None) -> tuple[Status, np.ndarray, White]:
         """Look at a grid of an image's pixels: whether there is enough tissue, its pixels, and the white point."""
-        pixels = sample_pixels(image)
+        pixels = sample_pixels(image, self.sampled)
         if self.white != "measured":
             white = self.white
         elif pooled is not None:

@@ -120,11 +120,11 @@ def is_stained(image: np.ndarray) -> bool:
     return bool(np.median(most) >= 50 and (most - least).mean() >= 8 and means[1] <= max(means[0], means[2]))
 
 
-def sample_pixels(image: np.ndarray) -> np.ndarray:
-    """Take a grid of about SAMPLE pixels from an image, all of a small one: (n, 3) uint8."""
+def sample_pixels(image: np.ndarray, times: float = 1.0) -> np.ndarray:
+    """Take a grid of about times * SAMPLE pixels from an image, all of a small one: (n, 3) uint8."""
     from pipeline.stains.compiled import grid
 
-    return grid(image, max(1, math.ceil(math.sqrt(image.shape[0] * image.shape[1] / SAMPLE))))
+    return grid(image, max(1, round(math.sqrt(image.shape[0] * image.shape[1] / (times * SAMPLE)))))
 
 
 def tissue_pixels(pixels: np.ndarray, white: tuple[float, float, float] = WHITE) -> np.ndarray:

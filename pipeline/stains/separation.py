@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.stains.normaliser import ENOUGH_PIXELS, StatisticalNormaliser, White, white_points
-from pipeline.stains.optical_density import amount_tables, density_tables, mix
+from pipeline.stains.optical_density import amount_tables, density_tables, light_factors, mix
 
 STRONGEST = 99.0
 """Percentile of a stain's concentrations that stands for the largest."""
@@ -47,7 +47,7 @@ class StainSeparation(StatisticalNormaliser):
         from pipeline.stains.compiled import amounts
 
         counts = np.zeros((2, AMOUNTS), np.int64)
-        amounts(tissue, amount_tables(np.linalg.pinv(vectors), white), DENSEST, counts)
+        amounts(tissue, amount_tables(unmixing(vectors), white), DENSEST, counts)
         return np.concatenate([percentile_places(row, STRONGEST) for row in counts]) * (DENSEST / AMOUNTS)
 
     def _statistics(self, tissue: np.ndarray, white: White) -> np.ndarray | None:
@@ -86,14 +86,35 @@ class StainSeparation(StatisticalNormaliser):
         return mix(image, scaling(vectors, gain), before, after)
 
 
+def unmixing(vectors: np.ndarray) -> np.ndarray:
+    """Return the (3, 2) matrix from densities to least-squares concentrations: the pseudo-inverse of (2, 3) vectors."""
+    return vectors.T @ np.linalg.inv(vectors @ vectors.T)
+
+
 def exchange(vectors: np.ndarray, wanted: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """Return the (3, 3) matrix on densities that unmixes by vectors (least squares), scales, and mixes by wanted."""
-    return np.linalg.pinv(vectors) @ np.diag(gain) @ wanted
+    return unmixing(vectors) @ np.diag(gain) @ wanted
 
 
 def scaling(vectors: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """Return the (3, 3) matrix on densities that scales two stains and leaves what is neither; gain 1: the identity."""
     return np.eye(3) + exchange(vectors, vectors, gain - 1.0)
+
+
+def exchange_nonnegative(
+    image: np.ndarray, vectors: np.ndarray, matrices: tuple[np.ndarray, ...], before: White, after: White
+) -> np.ndarray:
+    """Multiply densities by one of three (3, 3) matrices, by what two stains' non-negative least squares say.
+
+    matrices: where both concentrations are above 0, where only the first, and only the second, which must agree where
+    the cases meet; before, after: white points. Nothing comes out brighter than the white point.
+    """
+    from pipeline.stains.compiled import over_image, product_nonnegative
+
+    factors = np.stack([light_factors(matrix, before, after) for matrix in matrices])
+    return over_image(
+        product_nonnegative, image, amount_tables(unmixing(vectors), before), factors, np.array(after, np.float32)
+    )
 
 
 def cloud_plane(tissue: np.ndarray, white: White) -> np.ndarray | None:
@@ -131,7 +152,7 @@ def angle_of(place: np.ndarray) -> np.ndarray:
 
 
 def vectors_at(angles: np.ndarray, plane: np.ndarray) -> np.ndarray | None:
-    """Return the two stain vectors at angles (lower, upper) in a plane, haematoxylin first: the one that absorbs more red.
+    """Return the two stain vectors at angles (lower, upper) in a plane, haematoxylin first: it absorbs more red.
 
     None where they are less than LEAST_ANGLE apart. Nothing is below 0; rows have length 1.
     """

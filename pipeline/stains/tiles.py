@@ -169,7 +169,7 @@ class Batch:
         told = f" ({_counts(fallbacks)})" if fallbacks else ""
         lines = [
             f"{len(self.done)} images {towards}: {self._statuses()}",
-            f"{fallbacks.total()} of them could not be normalised by their own statistics and fell back{told}",
+            f"{fallbacks.total()} of them could not be normalised by themselves and fell back{told}",
         ]
         if self.shared is not None and self.shared.unmeasured:
             named = some(f"{name} ({status})" for name, status in self.shared.unmeasured.items())

@@ -12,8 +12,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections import Counter
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,74 +30,11 @@ from pipeline.records.rasters import write_png
 from pipeline.reporting.page import build_page
 
 ROOT = Path(__file__).parents[2]
-VOID = {"meta", "br", "hr", "img", "input", "link"}
+ReadPage = Callable[[str], Any]
+"""Parses a page; the fixture assert_sound also checks it."""
 
 
-class Page(HTMLParser):
-    """Tags in balance, ids, references and texts of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.faults: list[str] = []
-        self.texts: list[str] = []
-        self.raw: dict[str, str] = {}
-        self.feed(html)
-        self.close()
-        self.faults += [f"<{tag}> is never closed" for tag in self.open]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        names = [name for name, _ in attrs]
-        self.faults += [f"<{tag}> has {name} twice" for name in set(names) if names.count(name) > 1]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open[-1] != tag:
-            self.faults.append(f"</{tag}> closes {self.open[-1:]} at {self.getpos()}")
-        else:
-            self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("style", "script"):
-            self.raw[self.open[-1]] = self.raw.get(self.open[-1], "") + data
-        else:
-            self.texts.append(data)
-
-    def values(self, name: str) -> list[str]:
-        return [value for _, key, value in self.attributes if key == name]
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-
-def assert_sound(html: str) -> Page:
-    """Well formed, ids unique, references met, nothing inline that the policy forbids, nothing from outside."""
-    page = Page(html)
-    assert page.faults == []
-    ids = page.values("id")
-    assert [name for name, count in Counter(ids).items() if count > 1] == []
-    links = page.values("href") + page.values("src") + page.values("xlink:href")
-    assert {link for link in links if link.startswith("#")} <= {f"#{name}" for name in ids}
-    assert all(link.startswith(("#", "data:image/webp;base64,")) for link in links)
-    assert page.values("style") == []
-    assert [name for _, name, _ in page.attributes if name.startswith("on")] == []
-    without_pictures = re.sub(r"data:image/webp;base64,[A-Za-z0-9+/=]+", "", html)
-    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", without_pictures)
-    return page
-
-
-def test_a_finished_run(finished_run: tuple[Paths, Config]) -> None:
+def test_a_finished_run(finished_run: tuple[Paths, Config], assert_sound: ReadPage) -> None:
     paths, config = finished_run
     page = assert_sound(build_page(paths, config))
     scores = json.loads((paths.reports / "metrics.json").read_text())["test"]
@@ -113,8 +49,8 @@ def test_a_finished_run(finished_run: tuple[Paths, Config]) -> None:
     assert "Not there" not in page.text
 
 
-def test_errors_are_counted_as_in_the_scores(finished_run: tuple[Paths, Config]) -> None:
-    page = Page(build_page(*finished_run))
+def test_errors_are_counted_as_in_the_scores(finished_run: tuple[Paths, Config], read_page: ReadPage) -> None:
+    page = read_page(build_page(*finished_run))
     # Each of the 12 images holds one missed, one spurious, one merged and one split object by construction.
     assert "What went wrong with 60 objects 12 missed 20.0 % of true objects" in page.text
     assert "1 missed 1 spurious 1 merged 1 split of 5 objects" in page.text
@@ -135,9 +71,11 @@ def test_same_bytes_in_another_process(finished_run: tuple[Paths, Config]) -> No
     assert done.stdout == build_page(paths, config).encode() == build_page(paths, config).encode()
 
 
-def test_the_policy_allows_this_style_and_this_script_only(finished_run: tuple[Paths, Config]) -> None:
+def test_the_policy_allows_this_style_and_this_script_only(
+    finished_run: tuple[Paths, Config], read_page: ReadPage
+) -> None:
     html = build_page(*finished_run)
-    page = Page(html)
+    page = read_page(html)
     policy = next(value for value in page.values("content") if "default-src" in value)
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy
     for name in ("style", "script"):
@@ -146,7 +84,7 @@ def test_the_policy_allows_this_style_and_this_script_only(finished_run: tuple[P
         assert page.tags[name] == 1
 
 
-def test_whatever_the_files_hold_is_text(tmp_path: Path, write_run: Any) -> None:
+def test_whatever_the_files_hold_is_text(tmp_path: Path, write_run: Any, assert_sound: ReadPage) -> None:
     evil = '<script>alert(1)<b>"&amp;'
     paths, config = write_run(tmp_path, cases=4, strata=(evil + "stratum", "plain"), prefix=evil)
     write_findings(paths.findings, [Finding(evil + "finding", "noted", evil + "fault", evil + "detail")])
@@ -170,7 +108,7 @@ OPTIONAL = {
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_a_missing_file_is_named_with_what_makes_it(
-    tmp_path: Path, finished_run: tuple[Paths, Config], name: str
+    tmp_path: Path, finished_run: tuple[Paths, Config], name: str, assert_sound: ReadPage
 ) -> None:
     shutil.copytree(finished_run[0].root, tmp_path, dirs_exist_ok=True)
     config = finished_run[1]
@@ -184,7 +122,7 @@ def test_a_missing_file_is_named_with_what_makes_it(
     assert any(name in Path(file).parts and made_by == OPTIONAL[name] for file, made_by in named)
 
 
-def test_scores_alone_are_enough(tmp_path: Path, finished_run: tuple[Paths, Config]) -> None:
+def test_scores_alone_are_enough(tmp_path: Path, finished_run: tuple[Paths, Config], assert_sound: ReadPage) -> None:
     source, config = finished_run
     paths = Paths.of(config, tmp_path)
     paths.reports.mkdir(parents=True)
@@ -232,13 +170,13 @@ def test_a_mask_of_another_size_is_an_error(tmp_path: Path, write_run: Any) -> N
         build_page(paths, config)
 
 
-def test_few_groups_have_no_interval(tmp_path: Path, write_run: Any) -> None:
+def test_few_groups_have_no_interval(tmp_path: Path, write_run: Any, assert_sound: ReadPage) -> None:
     page = assert_sound(build_page(*write_run(tmp_path, cases=3, strata=("pink",))))
     assert "no interval" in page.text and "has 3 groups. Below 10 there is no interval" in page.text
     assert "bootstrap resamples" not in page.text
 
 
-def test_semantic_labels_are_ranked_by_dice(tmp_path: Path, write_run: Any) -> None:
+def test_semantic_labels_are_ranked_by_dice(tmp_path: Path, write_run: Any, assert_sound: ReadPage) -> None:
     page = assert_sound(build_page(*write_run(tmp_path, kind="semantic")))
     assert "Ranked by Dice" in page.text
     assert "What went wrong" not in page.text and "merged" not in page.text
@@ -246,7 +184,7 @@ def test_semantic_labels_are_ranked_by_dice(tmp_path: Path, write_run: Any) -> N
     assert "confused" not in page.text and "left out of every score" not in page.text
 
 
-def test_cases_without_stratum_and_without_score(tmp_path: Path, write_run: Any) -> None:
+def test_cases_without_stratum_and_without_score(tmp_path: Path, write_run: Any, assert_sound: ReadPage) -> None:
     paths, config = write_run(tmp_path, strata=("",))
     file = paths.reports / "per_case.csv"
     rows = list(csv.reader(file.read_text().splitlines()))
@@ -275,7 +213,9 @@ def crowded_images(dsb2018: Path, count: int) -> list[tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.real
-def test_twelve_real_cases_stay_below_a_megabyte_and_a_half(tmp_path: Path, dsb2018: Path) -> None:
+def test_twelve_real_cases_stay_below_a_megabyte_and_a_half(
+    tmp_path: Path, dsb2018: Path, assert_sound: ReadPage
+) -> None:
     config = Config(dataset="dsb2018", run="dsb2018")
     paths = Paths.of(config, tmp_path)
     rows, records = [], []

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import Config
+from pipeline.__main__ import main
+from pipeline.config import Config, ConfigError, load_config
 from pipeline.records.case import Case, write_cases
 from pipeline.records.files import write_text
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
 from pipeline.stages import normalise
 from pipeline.stains import METHODS, load
+from pipeline.stains.normaliser import StatisticalNormaliser
 from pipeline.stains.tiles import JOURNAL
 
 EAST = ((0.5588, 0.7184, 0.4143), (0.1886, 0.8383, 0.5116))
@@ -30,8 +32,14 @@ def tissue(stains: tuple[tuple[float, ...], ...], seed: int, strength: float) ->
     return np.rint(light.clip(0, 255)).astype(np.uint8)
 
 
-def data_set(root: Path, blank: tuple[str, ...] = (), **settings: object) -> tuple[Config, Paths]:
-    """Five training images of one laboratory, three others of another; those named blank are glass."""
+def data_set(
+    root: Path,
+    blank: tuple[str, ...] = (),
+    scarce: tuple[str, ...] = (),
+    groups: dict[str, str] | None = None,
+    **settings: object,
+) -> tuple[Config, Paths]:
+    """Five training images of one laboratory, three others of another; blank: glass alone; scarce: but for a corner."""
     config = Config.model_validate({"dataset": "few", "run": "few", "normalise": {"method": "macenko"} | settings})
     paths = Paths.of(config, root)
     cases = []
@@ -39,12 +47,14 @@ def data_set(root: Path, blank: tuple[str, ...] = (), **settings: object) -> tup
         image = tissue(EAST if part == "train" else SOUTH, seed, 0.6 + 0.2 * seed)
         if name in blank:
             image[:] = 255
+        if name in scarce:
+            image[8:] = image[:, 12:] = 255
         write_png(paths.ingest / "images" / f"{name}.png", image)
         label = f"labels/{name}.png" if part else None
         kind = "instance" if part else "none"
         cases.append(Case(name, "few", f"images/{name}.png", label, kind, name, None, 64, 64, None, f"{name}.png"))
     write_cases(paths.cases, cases)
-    rows = [f"{name},{name},,{part},0" for name, part in PARTS.items() if part]
+    rows = [f"{name},{(groups or {}).get(name, name)},,{part},0" for name, part in PARTS.items() if part]
     write_text(paths.split_table, "\n".join(["case_id,group,stratum,part,fold", *rows]) + "\n")
     paths.normalise.mkdir(parents=True)
     return config, paths
@@ -149,45 +159,155 @@ def test_none_writes_no_image_and_says_so(tmp_path: Path) -> None:
     assert normalise.inputs(config, paths) == []
 
 
-def test_an_image_that_cannot_be_measured_takes_the_stain_of_its_group(tmp_path: Path) -> None:
-    config, paths = data_set(tmp_path, groups={"train-3": "block", "train-4": "block"}, scarce=("train-4", "held-0"))
+def seen(paths: Paths, *names: str) -> list[np.ndarray]:
+    return [read_image(paths.ingest / "images" / f"{name}.png") for name in names]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_image_that_cannot_be_measured_takes_the_statistics_of_its_group(method: str, tmp_path: Path) -> None:
+    groups = {"train-3": "block", "train-4": "block"}
+    config, paths = data_set(tmp_path, groups=groups, scarce=("train-4", "held-0"), method=method)
     lines = normalise.run(config, paths)
     found = statuses(paths)
-    assert found["train-4"] == ("low_tissue", "slide")
-    assert found["held-0"][0] == "low_tissue" and found["held-0"][1] in ("reference", "identity"), "alone in its group"
-    assert found["train-3"] == ("ok", "")
+    assert found["train-3"] == ("ok", "") and found["train-4"] == ("low_tissue", "slide")
+    assert found["held-0"][0] == "low_tissue" and found["held-0"][1] in ("reference", "identity"), "it is its own group"
     assert "2 of them" in lines[1] and "1 slide" in lines[1]
     normaliser = load(paths.normalise / "stain.json")
-    seen = {name: read_image(paths.ingest / "images" / f"{name}.png") for name in ("train-3", "train-4")}
-    _, pooled = normaliser.pool(seen.values())
-    expected = normaliser.normalise(seen["train-4"], pooled).image
+    assert isinstance(normaliser, StatisticalNormaliser)
+    _, pooled = normaliser.pool(seen(paths, "train-3", "train-4"))
+    expected = normaliser.normalise(*seen(paths, "train-4"), pooled).image
     np.testing.assert_array_equal(read_image(paths.image("images/train-4.png")), expected)
+    assert (expected != seen(paths, "train-4")[0]).any()
+
+
+def test_no_statistics_are_shared_where_no_image_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        StatisticalNormaliser, "pool", lambda self, images: asked.append(images) or ("background", None)
+    )
+    config, paths = data_set(tmp_path, groups=dict.fromkeys(PARTS, "one"), blank=("train-0",))
+    normalise.run(config, paths)
+    assert not asked, "a blank image has nothing that a group could tell of"
+    config, paths = data_set(tmp_path / "other", groups=dict.fromkeys(PARTS, "one"), scarce=("train-0", "held-1"))
+    assert any("could not be measured: one (background)" in line for line in normalise.run(config, paths))
+    assert len(asked) == 1
+
+
+SLIDES = {"statistics": "slide", "slide_pattern": "^(train|held|free)"}
 
 
 @pytest.mark.parametrize(
-    ("settings", "pools"),
-    [
-        ({"statistics": "slide", "slide_pattern": "^(train|held|free)"}, ("train", "held", "free")),
-        ({"statistics": "group"}, ("train-0", "train-1", "held-0")),
-    ],
+    ("settings", "pool"),
+    [(SLIDES, ["held-0", "held-1"]), (SLIDES, ["free"]), ({"statistics": "group"}, ["train-0", "train-3"])],
 )
-def test_statistics_are_shared_by_a_slide_or_group(settings: dict, pools: tuple[str, ...], tmp_path: Path) -> None:
-    config, paths = data_set(tmp_path, groups={"train-1": "train-0"}, **settings)
+def test_statistics_are_shared_by_slide_or_group(settings: dict, pool: list[str], tmp_path: Path) -> None:
+    config, paths = data_set(tmp_path, groups={"train-3": "train-0"}, **settings)
     normalise.run(config, paths)
     normaliser = load(paths.normalise / "stain.json")
-    images = {name: read_image(paths.ingest / "images" / f"{name}.png") for name in PARTS}
-    for pool in pools:
-        members = [
-            name
-            for name in PARTS
-            if (name.startswith(pool) if "slide_pattern" in settings else GROUPS.get(name, name) == pool)
-        ]
-        members = members if "slide_pattern" in settings else [name for name in members if name != "train-1"]
-        members += ["train-1"] if pool == "train-0" else []
-        if pool == "train-1":
-            continue
-        _, pooled = normaliser.pool(images[name] for name in members)
-        for name in members:
-            expected = normaliser.normalise(images[name], pooled, prefer_pooled=True)
-            np.testing.assert_array_equal(read_image(paths.image(f"images/{name}.png")), expected.image)
+    assert isinstance(normaliser, StatisticalNormaliser)
+    _, pooled = normaliser.pool(seen(paths, *pool))
+    for name, image in zip(pool, seen(paths, *pool), strict=True):
+        expected = normaliser.normalise(image, pooled, prefer_pooled=True).image
+        np.testing.assert_array_equal(read_image(paths.image(f"images/{name}.png")), expected)
+        alone = normaliser.normalise(image).image
+        assert (alone != expected).any() == (len(pool) > 1)
     assert json.loads((paths.normalise / "stain.json").read_text())["statistics"] == settings["statistics"]
+
+
+def test_a_name_without_a_slide_is_told(tmp_path: Path) -> None:
+    config, paths = data_set(tmp_path, statistics="slide", slide_pattern="^(train|held)-")
+    with pytest.raises(ValueError, match=r"to find a slide in every name, found none in 1 of 8: free; widen it"):
+        normalise.run(config, paths)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_the_bytes_do_not_depend_on_the_number_of_threads(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"scarce": ("train-4", "held-0"), "groups": {"train-3": "block", "train-4": "block"}}
+    config, paths = data_set(tmp_path / "as it is", **options)
+    normalise.run(config, paths)
+    monkeypatch.setattr("os.cpu_count", lambda: threads)
+    _, other = data_set(tmp_path / "otherwise", **options)
+    normalise.run(config, other)
+    assert contents(other.normalise) == contents(paths.normalise)
+
+
+def test_the_white_point_is_handed_on(tmp_path: Path) -> None:
+    for white in ("measured", [250.0, 240.0, 245.0]):
+        config, paths = data_set(tmp_path / str(white), white_point=white)
+        normalise.run(config, paths)
+        assert json.loads((paths.normalise / "stain.json").read_text())["white_point"] == white
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "learned"}, "method learned needs normalise.run"),
+        ({"method": "macenko", "run": "pix2pix"}, "run is used by method learned alone, not by macenko"),
+        ({"method": "learned", "run": "../elsewhere"}, "a folder below data/train/"),
+        ({"method": "learned", "run": "pix2pix", "statistics": "group"}, "nothing that method learned has"),
+        ({"method": "learned", "run": "pix2pix", "reference": "a"}, "nothing that method learned has"),
+        ({"method": "macenko", "statistics": "slide"}, "statistics slide needs normalise.slide_pattern"),
+        ({"method": "macenko", "slide_pattern": "^(a)"}, "slide_pattern is used with statistics slide, not with image"),
+        ({"method": "macenko", "statistics": "slide", "slide_pattern": "^a"}, "needs one group in parentheses"),
+        ({"method": "macenko", "statistics": "slide", "slide_pattern": "^(a"}, "not a regular expression"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [f"normalise.{name}={value}" for name, value in settings.items()])
+
+
+def test_a_learned_normaliser_has_a_folder_of_its_runs_name(tmp_path: Path) -> None:
+    config = load_config(None, ["normalise.method=learned", "normalise.run=east/pix2pix", "dataset=few"])
+    paths = Paths.of(config, tmp_path)
+    assert paths.normalise == tmp_path / "data/normalise/few/east-pix2pix"
+    assert paths.learned_normaliser == tmp_path / "data/train/east/pix2pix"
+    assert paths.learned_normaliser / "stage.json" in normalise.inputs(config, paths)
+    with pytest.raises(ValueError, match=r"east/pix2pix: expected a trained run"):
+        data_set(tmp_path, method="learned", run="east/pix2pix")
+        normalise.run(config, paths)
+
+
+HOSTILE = {
+    "white": np.full((64, 64, 3), 255, np.uint8),
+    "black": np.zeros((64, 64, 3), np.uint8),
+    "pink": np.full((64, 64, 3), (220, 130, 190), np.uint8),
+    "dot": np.full((1, 1, 3), (120, 60, 140), np.uint8),
+    "grey": np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8),
+    "deep": np.random.default_rng(0).integers(0, 65536, (64, 64, 3), np.uint16),
+    "noise": np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8),
+    "pen": tissue(EAST, 3, 1.0),
+}
+HOSTILE["pen"][10:40, 5:50] = (20, 120, 40)
+HOSTILE["pen"][45:50] = 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hostile_images_come_through_the_whole_command(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = tmp_path / "data" / "raw" / "odd"
+    images = {f"tissue{n}": tissue(EAST, n, 0.6 + 0.1 * n) for n in range(9)} | HOSTILE
+    for name, image in images.items():
+        write_png(raw / "images" / f"{name}.png", image)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        mask[: len(mask) // 2 + 1] = 255
+        write_png(raw / "masks" / f"{name}.png", mask)
+    settings = ["dataset=odd", "split.groups=none", f"normalise.method={method}"]
+    (tmp_path / "odd.yaml").write_text("{}")
+    done = main(["normalise", "-c", "odd.yaml", "--with-needs", *settings])
+    told = capsys.readouterr()
+    assert done == 0, told.err
+    paths = Paths.of(load_config(None, settings))
+    found = statuses(paths)
+    assert set(found) == set(images)
+    assert found["white"] == found["black"] == found["grey"] == ("background", "identity")
+    assert found["dot"][0] == "low_tissue"
+    for name, (_, fallback) in found.items():
+        before, after = read_image(paths.ingest / f"images/{name}.png"), read_image(paths.image(f"images/{name}.png"))
+        assert after.shape == before.shape
+        assert np.array_equal(after, before) or fallback != "identity", f"{name} was changed, and nothing says so"
+    assert {found[f"tissue{n}"][1] for n in range(9)} == {""}

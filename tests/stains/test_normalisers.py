@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 
 from pipeline.records.rasters import read_image
 from pipeline.stains import METHODS, load
-from pipeline.stains.normaliser import FALLBACKS, Normaliser, Status
-from pipeline.stains.optical_density import to_image
+from pipeline.stains.normaliser import SLIDE_PIXELS, StatisticalNormaliser
+from pipeline.stains.optical_density import to_density, to_image
 
 LABORATORIES = {
     "north": ((0.6442, 0.7089, 0.2872), (0.1047, 0.9651, 0.2402)),
@@ -57,33 +56,109 @@ HOSTILE = {
     "one white pixel": (flat(255, 255, 255, shape=(1, 1)), "background"),
     "a few cells": (np.concatenate([tissue(side=64)[:1], flat(255, 255, 255)[1:]]), "low_tissue"),
     "green ink": (noise(20, 160, 70), "background"),
+    "blue ink": (noise(40, 60, 190, spread=1.0), "degenerate"),
+    "black ink": (noise(12, 12, 14, spread=1.0), "background"),
+    "one row": (tissue(side=64)[:1], "low_tissue"),
+    "one column": (tissue(side=64)[:, :1], "low_tissue"),
 }
 
 
 @pytest.fixture(params=METHODS)
-def fitted(request: pytest.FixtureRequest) -> Normaliser:
+def fitted(request: pytest.FixtureRequest) -> StatisticalNormaliser:
     return METHODS[request.param]().fit([tissue("north", seed) for seed in range(3)])
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_images_get_their_status_and_keep_their_pixels(fitted: Normaliser, name: str) -> None:
+def test_hostile_images_get_their_status_and_never_a_silent_change(fitted: StatisticalNormaliser, name: str) -> None:
     image, expected = HOSTILE[name]
     before = image.copy()
     normalised, status = fitted.transform(image)
-    assert status == expected
-    assert normalised.shape == image.shape and normalised.dtype == np.uint8
-    assert normalised is not image
+    found = fitted.normalise(image)
+    np.testing.assert_array_equal(found.image, normalised)
     np.testing.assert_array_equal(image, before)
-    np.testing.assert_array_equal(normalised, image)
+    assert found.status == status and found.image is not image and not np.shares_memory(found.image, image)
+    assert found.image.shape == image.shape and found.image.dtype == np.uint8
+    if fitted.method == "ruifrok" and expected == "degenerate":
+        # Vectors that are known beforehand may well be measurable where others are not.
+        assert status in ("ok", "clipped_gain", "degenerate")
+    else:
+        assert status == expected
+    if found.fallback == "identity":
+        np.testing.assert_array_equal(normalised, image)
+    elif found.fallback == "reference":
+        # Never by more than a half, in density.
+        assert status not in ("ok", "background") and (normalised != image).any()
+        assert (to_density(normalised) <= 1.6 * to_density(image) + 0.01).all()
+    else:
+        assert status in ("ok", "clipped_gain")
 
 
-def test_every_status_has_its_fallback() -> None:
-    assert set(FALLBACKS) == set(get_args(Status))
-    assert {status for status, fallback in FALLBACKS.items() if not fallback} == {"ok", "clipped_gain"}
+def test_the_order_of_fallbacks(fitted: StatisticalNormaliser) -> None:
+    """Own statistics, the slide's, the reference's or none; a background tile keeps its pixels whatever is known."""
+    few = np.concatenate([tissue("east", side=128)[:3], flat(255, 255, 255, shape=(125, 128))])
+    slide_status, slide = fitted.pool([tissue("east", seed) for seed in range(3)] + [few])
+    assert slide_status == "ok" and slide is not None
+    own, shared = fitted.normalise(tissue("east", 9)), fitted.normalise(tissue("east", 9), slide)
+    assert (own.status, own.fallback) == (shared.status, shared.fallback) == ("ok", "")
+    np.testing.assert_array_equal(own.image, shared.image)
+    alone, helped = fitted.normalise(few), fitted.normalise(few, slide)
+    assert (alone.status, alone.fallback) == ("low_tissue", "identity" if fitted.method == "reinhard" else "reference")
+    assert (helped.status, helped.fallback) == ("low_tissue", "slide")
+    whole = fitted.normalise(tissue("east", 0), slide, prefer_pooled=True)
+    assert (whole.status, whole.fallback) == ("ok", "")
+    assert (whole.image != fitted.normalise(tissue("east", 0)).image).any()
+    # The same pixels come out alike, whichever tile of the slide they lie in.
+    np.testing.assert_array_equal(fitted.normalise(few, slide, prefer_pooled=True).image[:3, 0], helped.image[:3, 0])
+    glass = fitted.normalise(flat(250, 250, 250), slide, prefer_pooled=True)
+    assert (glass.status, glass.fallback) == ("background", "identity")
+    np.testing.assert_array_equal(glass.image, 250)
+
+
+def test_pooled_statistics_are_those_of_all_the_tissue_together(fitted: StatisticalNormaliser) -> None:
+    """Not the mean of what each image says: haematoxylin in one and eosin in the other are two stains together."""
+    whole = tissue("south", 4, side=128)
+    halves = [whole[:64], whole[64:], flat(255, 255, 255)]
+    status, pooled = fitted.pool(iter(halves))
+    _, together = fitted.measure(whole)
+    assert status == "ok" and pooled is not None and together is not None
+    np.testing.assert_allclose(pooled, together, rtol=0.02, atol=0.01)
+    assert fitted.pool([]) == fitted.pool([flat(255, 255, 255)]) == ("background", None)
+    assert fitted.pool([tissue(side=64)[:1]])[0] == "low_tissue"
+    many = [np.tile(tissue("south", seed), (2, 2, 1)) for seed in range(4)] * 3
+    assert sum(image.size // 3 for image in many) > 4 * SLIDE_PIXELS
+    _, bounded = fitted.pool(many)
+    _, all_of_it = fitted.measure(np.concatenate(many))
+    assert bounded is not None and all_of_it is not None
+    np.testing.assert_allclose(bounded, all_of_it, rtol=0.04, atol=0.02)
+
+
+def test_glass_is_measured_and_becomes_the_references(fitted: StatisticalNormaliser) -> None:
+    """Where an image shows no glass, light stays as it is, unless its slide has told the white point; both are said."""
+    bright, dim = (245.0, 244.0, 246.0), (226.0, 214.0, 190.0)
+
+    def lit(seed: int, white: tuple[float, float, float]) -> np.ndarray:
+        return np.rint(tissue("north", seed) * (np.array(white) / 255.0)).astype(np.uint8)
+
+    normaliser = type(fitted)(white="measured").fit([lit(0, bright)])
+    assert normaliser.reference_ is not None
+    np.testing.assert_allclose(normaliser.reference_[-3:], bright, atol=1.5)
+    image = lit(1, dim)
+    found = normaliser.normalise(image)
+    assert found.status == "ok" and found.white_point is not None
+    np.testing.assert_allclose(found.white_point, dim, atol=1.5)
+    glass = (tissue("north", 1).min(axis=2) > 252)[..., np.newaxis]
+    level = np.median(found.image[glass[..., 0]], axis=0)
+    np.testing.assert_allclose(level, dim if fitted.method == "reinhard" else bright, atol=2.0)
+    dense = image[~glass[..., 0]]
+    dense = dense[dense.max(axis=1) < 150][: 64 * 32].reshape(32, -1, 3)
+    assert normaliser.normalise(dense).white_point == (255.0, 255.0, 255.0)
+    _, slide = normaliser.pool([image, dense])
+    assert slide is not None
+    np.testing.assert_allclose(normaliser.normalise(dense, slide).white_point, dim, atol=1.5)
 
 
 @pytest.mark.parametrize("laboratory", ["east", "south", "west"])
-def test_another_laboratory_comes_nearer_to_the_reference(fitted: Normaliser, laboratory: str) -> None:
+def test_another_laboratory_comes_nearer_to_the_reference(fitted: StatisticalNormaliser, laboratory: str) -> None:
     """The same tissue, known in both stains: the normalised image must be near its twin."""
     twin, image = tissue("north", seed=1), tissue(laboratory, seed=1, strength=0.8)
     normalised, status = fitted.transform(image)
@@ -92,10 +167,11 @@ def test_another_laboratory_comes_nearer_to_the_reference(fitted: Normaliser, la
     def distance(other: np.ndarray) -> float:
         return float(np.abs(other.astype(int) - twin).mean())
 
-    assert distance(normalised) < 0.6 * distance(image)
+    # Vectors that never change leave the difference of hue.
+    assert distance(normalised) < (1.0 if fitted.method == "ruifrok" else 0.6) * distance(image)
 
 
-def test_the_reference_itself_hardly_changes(fitted: Normaliser) -> None:
+def test_the_reference_itself_hardly_changes(fitted: StatisticalNormaliser) -> None:
     image = tissue("north", seed=0)
     reference = type(fitted)().fit([image])
     normalised, status = reference.transform(image)
@@ -104,13 +180,13 @@ def test_the_reference_itself_hardly_changes(fitted: Normaliser) -> None:
     assert np.abs(normalised.astype(int) - image).mean() < 1.5
 
 
-def test_glass_stays_glass(fitted: Normaliser) -> None:
+def test_glass_stays_glass(fitted: StatisticalNormaliser) -> None:
     image = tissue("east", seed=2)
     image[:32] = 255
     assert (fitted.transform(image)[0][:32] == 255).all()
 
 
-def test_faint_stain_is_stretched_no_further_than_the_maximum(fitted: Normaliser) -> None:
+def test_faint_stain_is_stretched_no_further_than_the_maximum(fitted: StatisticalNormaliser) -> None:
     bounded = type(fitted)(maximum_gain=1.1).fit([tissue("north", strength=1.6)])
     faint = tissue("north", strength=0.7)
     normalised, status = bounded.transform(faint)
@@ -120,21 +196,16 @@ def test_faint_stain_is_stretched_no_further_than_the_maximum(fitted: Normaliser
     assert faint.astype(float).std() < normalised.astype(float).std() < free.astype(float).std()
 
 
-def test_the_reference_is_the_image_nearest_to_the_median(fitted: Normaliser) -> None:
-    images = [
-        tissue("north", 0, 0.5),
-        flat(255, 255, 255),
-        tissue("north", 1),
-        tissue("north", 2, 1.6),
-        tissue("west", 3),
-    ]
+def test_the_reference_is_the_image_nearest_to_the_median(fitted: StatisticalNormaliser) -> None:
+    images = [tissue("north", 1, strength) for strength in (0.5, 0.8, 1.0, 1.2, 1.6)]
+    images.insert(1, flat(255, 255, 255))
     normaliser = type(fitted)().fit(iter(images))
-    assert normaliser.reference_index_ == 2
-    alone = type(fitted)().fit([images[2]])
+    assert normaliser.reference_index_ == 3
+    alone = type(fitted)().fit([images[3]])
     np.testing.assert_array_equal(normaliser.reference_, alone.reference_)
 
 
-def test_nothing_to_fit_to_says_so(fitted: Normaliser) -> None:
+def test_nothing_to_fit_to_says_so(fitted: StatisticalNormaliser) -> None:
     with pytest.raises(ValueError, match=r"expected an image with stained tissue to fit to, found 2 background.*none"):
         type(fitted)().fit([flat(255, 255, 255), flat(0, 0, 0)])
     with pytest.raises(ValueError, match="found no image"):
@@ -153,12 +224,12 @@ NO_IMAGES = {
 
 
 @pytest.mark.parametrize("image", NO_IMAGES.values(), ids=NO_IMAGES)
-def test_what_is_no_rgb_image_is_refused(fitted: Normaliser, image: np.ndarray) -> None:
+def test_what_is_no_rgb_image_is_refused(fitted: StatisticalNormaliser, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected an image of shape \(height, width, 3\) and uint8, found"):
         fitted.transform(image)
 
 
-def test_it_comes_back_from_its_file_and_the_file_never_differs(fitted: Normaliser, tmp_path: Path) -> None:
+def test_it_comes_back_from_its_file_and_the_file_never_differs(fitted: StatisticalNormaliser, tmp_path: Path) -> None:
     file, again = tmp_path / "stain.json", tmp_path / "again.json"
     fitted.save(file, reference_case="a")
     loaded = load(file)
@@ -172,9 +243,11 @@ def test_it_comes_back_from_its_file_and_the_file_never_differs(fitted: Normalis
 
 @pytest.mark.parametrize(
     "change",
-    [{"method": "vahadane"}, {"method": "none"}, {"version": 99}, {"reference": {}}, {"white_point": [1]}, None],
+    [{"method": "none"}, {"version": 99}, {"reference": "all"}, {"reference": {}}, {"white_point": [1]}, None],
 )
-def test_another_file_is_refused(fitted: Normaliser, change: dict[str, object] | None, tmp_path: Path) -> None:
+def test_another_file_is_refused(
+    fitted: StatisticalNormaliser, change: dict[str, object] | None, tmp_path: Path
+) -> None:
     file = tmp_path / "stain.json"
     fitted.save(file)
     content = json.loads(file.read_text())
@@ -186,7 +259,7 @@ def test_another_file_is_refused(fitted: Normaliser, change: dict[str, object] |
 
 
 @pytest.mark.real
-def test_real_images_are_normalised_by_their_own_statistics(fitted: Normaliser, real_data: Path) -> None:
+def test_real_images_are_normalised_by_their_own_statistics(fitted: StatisticalNormaliser, real_data: Path) -> None:
     """Lymph nodes of three hospitals and the libraries' examples: normalised, nearer to each other, glass kept."""
     target = read_image(real_data / "camelyon17_centres" / "center_2" / "domain_2_8779.png")
     normaliser = type(fitted)().fit([target])
@@ -200,7 +273,25 @@ def test_real_images_are_normalised_by_their_own_statistics(fitted: Normaliser, 
         before.append(image.reshape(-1, 3).mean(axis=0))
         after.append(normalised.reshape(-1, 3).mean(axis=0))
     colours = [np.diff(np.array(means), axis=1) for means in (before, after)]
-    assert colours[1].std(axis=0).sum() < 0.6 * colours[0].std(axis=0).sum()
+    # Vectors that never change leave the difference of hue.
+    assert colours[1].std(axis=0).sum() < (1.0 if fitted.method == "ruifrok" else 0.6) * colours[0].std(axis=0).sum()
+
+
+@pytest.mark.real
+def test_real_tissue_never_turns_cyan_or_green(fitted: StatisticalNormaliser, real_data: Path) -> None:
+    """Every example brought to three references that differ much: no colour comes up that no stained tissue has."""
+    import cv2
+
+    examples, centres = real_data / "stain_examples", real_data / "camelyon17_centres"
+    files = [*sorted(examples.glob("*.png")), *(sorted((centres / f"center_{n}").glob("*.png"))[0] for n in range(3))]
+    images = [np.ascontiguousarray(read_image(file)[:400, :400, :3]) for file in files]
+    for reference in (images[0], images[2], images[-1]):
+        normaliser = type(fitted)().fit([reference])
+        for file, image in zip(files, images, strict=True):
+            normalised, status = normaliser.transform(image)
+            assert status in ("ok", "clipped_gain"), file.name
+            before, after = (cv2.cvtColor(picture, cv2.COLOR_RGB2LAB)[..., 1] for picture in (image, normalised))
+            assert ((after < 120) & (before >= 124)).mean() < 0.002, file.name
 
 
 def test_darker_stays_darker() -> None:

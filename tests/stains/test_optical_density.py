@@ -9,13 +9,15 @@ import pytest
 
 from pipeline.records.rasters import read_image
 from pipeline.stains.optical_density import (
-    BAND,
     HAEMATOXYLIN_EOSIN,
     density_tables,
     is_stained,
+    measure_white,
     mix,
+    sample_pixels,
     stain_basis,
     tissue_mask,
+    tissue_pixels,
     to_density,
     to_image,
 )
@@ -37,9 +39,9 @@ def test_every_grey_level_comes_back(white: tuple[float, float, float]) -> None:
     np.testing.assert_array_equal(mix(LEVELS, np.eye(3), white, white), LEVELS)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 3 * BAND), (BAND + 3, 1), (300, 211)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30_000), (9_000, 1), (300, 211), (800, 611)])
 def test_mixing_is_one_matrix_on_densities(shape: tuple[int, int]) -> None:
-    """Against the plain formula, over more and fewer pixels than a band, to the rounding of one grey level."""
+    """Against the plain formula, in one thread and in several, to the rounding of one grey level."""
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (*shape, 3), dtype=np.uint8)
     matrix = np.eye(3) + generator.normal(0.0, 0.2, (3, 3))
@@ -86,6 +88,40 @@ def test_tissue_is_neither_glass_nor_grey_nor_opaque() -> None:
     }  # fmt: skip
     found = tissue_mask(to_density(np.array([list(pixels)], np.uint8)))[0]
     assert found.tolist() == list(pixels.values())
+
+
+def test_the_compiled_tissue_mask_is_the_plain_one() -> None:
+    pixels = np.random.default_rng(5).integers(0, 256, (50_000, 3), dtype=np.uint8)
+    for white in WHITES:
+        plain = pixels[tissue_mask(to_density(pixels[np.newaxis], white))[0]]
+        np.testing.assert_array_equal(tissue_pixels(pixels, white), plain)
+    assert len(tissue_pixels(pixels[:0])) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500_000), (500_000, 1), (256, 320), (1024, 960)])
+def test_the_grid_is_even_and_all_of_a_small_image(shape: tuple[int, int]) -> None:
+    places = np.arange(shape[0] * shape[1])
+    image = np.stack([places & 255, places >> 8 & 255, places >> 16], axis=1).astype(np.uint8).reshape(*shape, 3)
+    for times in (0.25, 1.0, 4.0):
+        found = sample_pixels(image, times).astype(np.int64) @ [1, 256, 65536]
+        assert len(set(found.tolist())) == len(found) >= min(4000, len(places))
+        # In the mean at the middle, up to half a step and the shifts of the rows.
+        assert abs(found.mean() - places.mean()) < 0.02 * len(places) + 1
+        assert len(found) < 2.6 * times * 2**15 or min(shape) < 10
+
+
+@pytest.mark.parametrize("white", [(244.0, 242.0, 245.0), (226.0, 214.0, 190.0), (255.0, 255.0, 255.0)])
+def test_glass_is_measured_where_there_is_any(white: tuple[float, float, float]) -> None:
+    """Known white points with noise; tissue without glass, however pale, has none; fluorescence neither."""
+    generator = np.random.default_rng(0)
+    pink = np.array(white) * 10.0 ** -(generator.gamma(3.0, 0.12, (20_000, 1)) @ [[0.07, 0.99, 0.10]] + 0.01)
+    glass = np.array(white) + generator.normal(0.0, 1.5, (1_000, 3))
+    pixels = np.rint(np.concatenate([pink, glass]).clip(0, 255)).astype(np.uint8)
+    found = measure_white(pixels)
+    assert found is not None and np.abs(np.array(found) - white).max() <= 2.5
+    dense = np.rint(pink.clip(0, 200)).astype(np.uint8)
+    assert measure_white(dense[dense[:, 1] < 170]) is None
+    assert measure_white(np.zeros((100, 3), np.uint8)) is None
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (31, 200), (256, 256)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.stains.optical_density import tissue_mask, to_density
-from pipeline.stains.reinhard import Reinhard, _lab
+from pipeline.stains.reinhard import WHOLE, Reinhard
 
 
 def tissue(seed: int, base: tuple[float, float, float], spread: float) -> np.ndarray:
@@ -18,12 +18,46 @@ def tissue(seed: int, base: tuple[float, float, float], spread: float) -> np.nda
     return np.rint(pixels.clip(0, 255)).astype(np.uint8)
 
 
-def test_lab_is_scikit_images() -> None:
-    """OpenCV interpolates in a table: within 0.4, a sixth of the difference that an eye can see."""
+def lab_of(image: np.ndarray) -> np.ndarray:
     from skimage.color import rgb2lab
 
-    image = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
-    np.testing.assert_allclose(_lab(image), rgb2lab(image), atol=0.4)
+    return rgb2lab(image)
+
+
+def test_statistics_are_those_of_scikit_images_lab() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    _, measured = Reinhard().measure(image)
+    colours = lab_of(image)[tissue_mask(to_density(image))]
+    assert measured is not None
+    np.testing.assert_allclose(measured[:6], [*colours.mean(axis=0), *colours.std(axis=0)], atol=0.05)
+
+
+def test_every_grey_level_comes_back_where_nothing_moves() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    normaliser = Reinhard().fit([image])
+    assert normaliser.reference_ is not None
+    np.testing.assert_array_equal(normaliser._apply(image, normaliser.reference_, normaliser.reference_)[0], image)
+
+
+def test_the_plain_formula_gives_the_same_pixels() -> None:
+    """All colours there are, against CIELAB by scikit-image: within one grey level on 99.9 % of the pixels."""
+    from skimage.color import lab2rgb
+
+    image = np.random.default_rng(2).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    own = np.array([60.0, 20.0, -12.0, 15.0, 9.0, 8.0, 255.0, 255.0, 255.0])
+    wanted = np.array([66.0, 24.0, -18.0, 18.0, 8.0, 7.0, 255.0, 255.0, 255.0])
+    found, held_back = Reinhard()._apply(image, own, wanted)
+    assert not held_back
+    lab = lab_of(image)
+    moved = (lab - own[:3]) * (wanted[3:6] / own[3:6]) + wanted[:3]
+    share = np.clip(to_density(image).mean(axis=2, keepdims=True) / WHOLE, 0.0, 1.0)
+    mixed = lab + share * (moved - lab)
+    mixed[..., 1] = np.maximum(mixed[..., 1], np.minimum(lab[..., 1], 0.0))
+    plain = np.rint(255.0 * lab2rgb(mixed).clip(0.0, 1.0))
+    # Z below 0 has no definition: scikit-image cuts it off, here the linear part of f goes on.
+    defined = (mixed[..., 0] + 16.0) / 116.0 - mixed[..., 2] / 200.0 > 0.0
+    near = np.abs(found - plain).max(axis=2) <= 1
+    assert near[defined].mean() > 0.999
 
 
 def test_statistics_of_the_result_are_the_references() -> None:
@@ -31,9 +65,9 @@ def test_statistics_of_the_result_are_the_references() -> None:
     normaliser = Reinhard().fit([reference])
     normalised, status = normaliser.transform(image)
     assert status == "ok" and normaliser.reference_ is not None
-    colours = _lab(normalised)[tissue_mask(to_density(image))]
+    colours = lab_of(normalised)[tissue_mask(to_density(image))]
     found = np.concatenate([colours.mean(axis=0), colours.std(axis=0)])
-    np.testing.assert_allclose(found, normaliser.reference_, atol=0.5)
+    np.testing.assert_allclose(found, normaliser.reference_[:6], atol=0.7)
 
 
 def test_glass_is_untouched_and_no_edge_appears_between_it_and_tissue() -> None:
@@ -50,5 +84,5 @@ def test_a_faint_stain_is_held_back() -> None:
     reference, faint = tissue(0, (150.0, 90.0, 150.0), 20.0), tissue(1, (200.0, 150.0, 200.0), 4.0)
     normalised, status = Reinhard(maximum_gain=2.0).fit([reference]).transform(faint)
     assert status == "clipped_gain"
-    own, after = (_lab(picture)[40:].std(axis=(0, 1)) for picture in (faint, normalised))
+    own, after = (lab_of(picture)[40:].std(axis=(0, 1)) for picture in (faint, normalised))
     assert (after < 2.2 * own).all()
