@@ -142,7 +142,7 @@ def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
     """Everything that the stage's result depends on: settings and hashes of inputs."""
     settings: dict[str, Any] = {}
     for key in stage.settings:
-        value = functools.reduce(getattr, key.split("."), config)
+        value: Any = functools.reduce(getattr, key.split("."), config)
         dumped = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
         for left_out in NEVER_CHANGES_A_RESULT.get(key, ()):
             dumped.pop(left_out)
