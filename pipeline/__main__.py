@@ -177,7 +177,7 @@ def _run_stage(options: argparse.Namespace) -> None:
         return
     config, paths = _load(options)
     run_stage(options.name, config, paths, with_needs=options.with_needs, force=options.force)
-    print(_what_next(BY_NAME[options.name], options, paths))
+    print(_what_next(BY_NAME[options.name], options, config, paths))
 
 
 def _predict_images(options: argparse.Namespace) -> None:
@@ -235,7 +235,7 @@ def _compute(options: argparse.Namespace) -> ComputeSettings:
     return load_config(None, options.settings).compute
 
 
-def _what_next(stage: Stage, options: argparse.Namespace, paths: Paths) -> str:
+def _what_next(stage: Stage, options: argparse.Namespace, config: Config, paths: Paths) -> str:
     suffix = f" CONFIG={options.config}" if options.config and options.config != DEFAULT_CONFIG else ""
     suffix += f' SET="{" ".join(options.settings)}"' if options.settings else ""
     written = {
@@ -250,6 +250,8 @@ def _what_next(stage: Stage, options: argparse.Namespace, paths: Paths) -> str:
         "report": "make submission",
         "submit": "make kaggle-submit",
     }.get(stage.name, "make train")
+    if stage.name == "report" and config.train.task != "segmentation":
+        return f"\nWritten: {written}"
     return f"\nWritten: {written}\nNext:    {after}{suffix}"
 
 
@@ -259,7 +261,8 @@ def _print_config(options: argparse.Namespace) -> None:
 
 
 def _print_summary(options: argparse.Namespace) -> None:
-    from pipeline.networks import summary
+    from pipeline.networks import build_network, summary
+    from pipeline.networks.classifier import build_classifier
     from pipeline.outputs import Outputs
     from pipeline.records.case import read_cases
     from pipeline.targets import channels_of
@@ -269,12 +272,16 @@ def _print_summary(options: argparse.Namespace) -> None:
         print(summary(reference.train.network, 1, 2, *(options.size or (572, 572))))
         return
     config, paths = _load(options)
+    classifies = config.train.task == "classification"
     if paths.cases.exists():
         outputs = len(Outputs.of(config, read_cases(paths.cases), paths).channels)
+    elif classifies:
+        outputs = 2
     else:
         outputs = len(channels_of("boundary" if config.train.target == "auto" else config.train.target))
     height, width = options.size or (config.augment.crop, config.augment.crop)
-    print(summary(config.train.network, 3, outputs, height, width))
+    build = build_classifier if classifies else build_network
+    print(summary(config.train.network, 3, outputs, height, width, build))
 
 
 def _run_ablation(options: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -43,7 +42,6 @@ Parts = Mapping[str, Sequence[Case]]
 Apply = Callable[[np.ndarray], tuple[np.ndarray, str]]
 """Gives the image that a method makes of (height, width, 3) uint8 RGB, and its status."""
 
-NORMALISED = "normalised"
 LARGEST_FIT = 500
 """Images that a classical reference is sought among; of more, so many evenly spaced ones."""
 LARGEST_SAMPLE = 200
@@ -142,11 +140,6 @@ def judge(subject: Subject) -> Judged:
     """
     _check_names(subject)
     return _judge_laboratories(subject) if subject.kind == "unpaired" else _judge_pairs(subject)
-
-
-def picture(paths: Paths, method: str, case_id: str) -> Path:
-    """Where the image that a method makes of a case is kept."""
-    return paths.reports / NORMALISED / method.replace("/", "-") / f"{case_id}.png"
 
 
 # --- With targets ---------------------------------------------------------------------------------------------------
@@ -362,7 +355,7 @@ def _made_by_all(
             made, status = read_image(subject.paths.predict / f"{case.case_id}.png"), "ok"
         else:
             made, status = method.apply(given)
-        write_png(picture(subject.paths, method.name, case.case_id), made)
+        write_png(subject.paths.made_image(method.name, case.case_id), made)
         images.append(made)
         labels.append(
             {

@@ -41,8 +41,13 @@ class Pairs:
         return self.spoil(image, seed), target
 
     def given(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
-        """Return input and target as validation, prediction and evaluation see them: the same every time."""
+        """Return input and target as validation, prediction and evaluation see them: the same every time.
+
+        A real pair is given as it is: what it is spoilt by in training only makes the network robust.
+        """
         image, target = self.read(case)
+        if case.label_kind == "image":
+            return image, target
         return self.spoil(image, sample_seed(self.seed, 0, case.case_id, 0)), target
 
 

@@ -127,14 +127,22 @@ def build_network(settings: NetworkSettings, channels: int, outputs: int, *, pre
     return NETWORKS[family](settings, channels, outputs, pretrained)
 
 
-def summary(settings: NetworkSettings, channels: int, outputs: int, height: int, width: int) -> str:
+def summary(
+    settings: NetworkSettings,
+    channels: int,
+    outputs: int,
+    height: int,
+    width: int,
+    build: Callable[..., nn.Module] = build_network,
+) -> str:
     """Table of the layers with parameters and multiply-adds for one image of height x width, as torchinfo counts them.
 
-    Nothing is computed: shapes alone travel through the network.
+    build: build_network, or build_classifier for its encoder with a head. Nothing is computed: shapes alone travel
+    through the network.
     """
     import torchinfo
 
-    network = build_network(settings, channels, outputs, pretrained=False).to("meta").eval()
+    network = build(settings, channels, outputs, pretrained=False).to("meta").eval()
     table = torchinfo.summary(
         network,
         input_data=torch.empty(1, channels, height, width, device="meta"),

@@ -97,8 +97,12 @@ class Paths:
 
     @property
     def reports(self) -> Path:
-        """metrics.json, per_case.csv, masks/, report.html, submission.csv."""
+        """metrics.json, per_case.csv, masks/ or normalised/, report.html, submission.csv."""
         return self.root / "reports" / self.run
+
+    def made_image(self, method: str, case_id: str) -> Path:
+        """What a method made of a test case, for a run that makes images and is judged beside other methods."""
+        return self.reports / "normalised" / method.replace("/", "-") / f"{case_id}.png"
 
     def run_folder(self, run: str) -> Path:
         """The folder of another trained run."""

@@ -140,14 +140,16 @@ def draw_map(title: str, points: Sequence[tuple[float, float, str]], description
         axes = figure.subplots()
         rest = [(x, y) for x, y, label in drawn if label not in named]
         if rest:
-            axes.scatter(*zip(*rest, strict=True), s=12, color=QUIET, alpha=0.5, linewidths=0, label="others")
+            across, along = zip(*rest, strict=True)
+            axes.scatter(across, along, s=12, color=QUIET, alpha=0.5, linewidths=0, label="others")
         for number, label in enumerate(sorted(named)):
             own = [(x, y) for x, y, other in drawn if other == label]
             if own:
+                across, along = zip(*own, strict=True)
+                shape = SHAPES[number // len(COLOURS) % len(SHAPES)]
                 axes.scatter(
-                    *zip(*own, strict=True), s=16, alpha=0.8, linewidths=0, color=COLOURS[number % len(COLOURS)],
-                    marker=SHAPES[number // len(COLOURS) % len(SHAPES)],
-                    label=_short(label) if number < LONGEST_LEGEND else None,
+                    across, along, s=16, alpha=0.8, linewidths=0, color=COLOURS[number % len(COLOURS)], marker=shape,
+                    label=_short(label),
                 )  # fmt: skip
         axes.set(title=title, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

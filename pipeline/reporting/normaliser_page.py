@@ -29,7 +29,7 @@ UNITS = {"psnr": " dB", "haematoxylin_angle": "°", "eosin_angle": "°"}
 DIGITS = {"psnr": 2, "ciede2000": 2, "haematoxylin_angle": 2, "eosin_angle": 2, "energy_ratio": 2}
 COLUMNS = {
     "paired": ("psnr", "ssim", "ciede2000", "haematoxylin_angle", "eosin_angle", "mask_dice", "objects_change"),
-    "restored": ("psnr", "ssim", "ciede2000", "haematoxylin_angle", "eosin_angle", "mask_dice", "objects_change"),
+    "restored": ("psnr", "ssim", "ciede2000", "mask_dice", "objects_change"),
     "unpaired": ("excess_removed", "energy_ratio", "energy_distance", "structure", "mask_dice", "objects_change"),
 }
 """Figures in the table of methods, by kind of judging."""
@@ -227,9 +227,8 @@ def _cautions(sources: Sources, part: str) -> list[str]:
     if any(fallen.values()):
         named = ", ".join(f"{NAMES.get(name, name)} {count}" for name, count in fallen.items() if count)
         told.append(f"Images that a method could not measure, and gave back as they were or nearly so: {named}.")
-    unmeasured = metrics["cases"] - min(
-        (entry["cases"] for name, entry in metrics[part].items() if name.endswith("_angle")), default=metrics["cases"]
-    )
+    angles = [name for name in COLUMNS[metrics["kind"]] if name.endswith("_angle") and name in metrics[part]]
+    unmeasured = metrics["cases"] - min((metrics[part][name]["cases"] for name in angles), default=metrics["cases"])
     if unmeasured:
         told.append(
             f"Stain vectors could not be measured in {unmeasured} images, which the angles leave out: "

@@ -11,7 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.judging import picture
 from pipeline.metrics.normalisers import INPUT
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image
@@ -85,7 +84,7 @@ def compare_cases(
 
 
 def _load(case_id: str, methods: Sequence[str], sources: Sources, paths: Paths) -> _Images | Absent:
-    files = {name: picture(paths, name, case_id) for name in methods}
+    files = {name: paths.made_image(name, case_id) for name in methods}
     for file in files.values():
         if not file.exists():
             return Absent(file.relative_to(paths.root).as_posix(), "make evaluate")

@@ -19,7 +19,7 @@ from pipeline.records.paths import Paths
 
 ENCODE = "python -m pipeline encode -c configs/{run}.yaml"
 """What makes the map of codes."""
-WORDS = ("case_id", "group", "stratum", "method", "status")
+WORDS = ("case_id", "group", "stratum", "method", "status", "class", "predicted")
 """Columns of per_case.csv that hold words; all others hold numbers, or nothing."""
 
 
@@ -86,7 +86,13 @@ def read_sources(paths: Paths, config: Config) -> Sources:
         if there := _there(sources, "timing", paths.reports / "timing.json", paths, "make evaluate"):
             sources.timing.update(_object(there))
         if there := _there(sources, "codes", paths.reports / "codes.csv", paths, ENCODE.format(run=config.run)):
-            sources.codes.extend(_typed(row, there) for row in _table(there))
+            rows = _table(there)
+            if rows and not {"case_id", "x", "y"} <= rows[0].keys():
+                raise ValueError(
+                    f"{there}: expected the columns case_id, x, y, stratum and group, found {', '.join(rows[0])}; "
+                    f"delete it, or make it with `{ENCODE.format(run=config.run)}`"
+                )
+            sources.codes.extend(_typed(row, there) for row in rows)
     for name, sheet, command in (
         ("groups", paths.split / "groups.png", "make split"),
         ("augmented", paths.augment / "contact_sheet.png", "make augment"),
@@ -140,7 +146,8 @@ def _required(paths: Paths) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             rows = [_typed(row, file) for row in _table(file)]
         except ValueError as error:
             faults.append(str(error))
-        needed = ("case_id", "method") if "methods" in metrics else ("case_id", "dice")
+        scored = "method" if "methods" in metrics else "class" if "confusion" in metrics else "dice"
+        needed = ("case_id", scored)
         if rows and not set(needed) <= rows[0].keys():
             faults.append(f"{file}: expected at least the columns {' and '.join(needed)}, found {', '.join(rows[0])}")
         rows = [row for row in rows if row.get(needed[1]) is not None]

@@ -21,7 +21,6 @@ from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
 
 if TYPE_CHECKING:
-    from pipeline.inference import Predictor
     from pipeline.trained import TrainedRun
 
 
@@ -35,6 +34,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     """Predict what has no map yet."""
     from tqdm import tqdm
 
+    from pipeline.inference import ClassPredictor
     from pipeline.outputs import to_pixels
     from pipeline.pairs import Pairs
     from pipeline.records.rasters import read_image, write_png, write_probabilities
@@ -47,8 +47,10 @@ def run(config: Config, paths: Paths) -> list[str]:
     cases = parts["test"] + parts["unlabelled"]
     counts = f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images"
     if trained.outputs.is_class:
-        images = (paths.image(case.image) for case in cases)
-        _write_classes(paths.classes, [case.case_id for case in cases], map(read_image, images), trained, predict)
+        assert isinstance(predict, ClassPredictor)
+        bar = tqdm(cases, desc="predict", unit="image", disable=None)
+        rows = predict.classify(read_image(paths.image(case.image)) for case in bar)
+        _write_classes(paths.classes, zip((case.case_id for case in cases), rows, strict=True), trained)
         return [f"{counts}, the probabilities of their classes in {paths.classes}"]
     for case in tqdm(cases, desc="predict", unit="image", disable=None):
         file = paths.predict / f"{case.case_id}{'.png' if trained.outputs.is_image else '.tif'}"
@@ -61,27 +63,21 @@ def run(config: Config, paths: Paths) -> list[str]:
     return [f"{counts}, one {'image' if trained.outputs.is_image else 'map'} each in {paths.predict}"]
 
 
-def _write_classes(
-    file: Path, names: Sequence[str], images: Iterable[np.ndarray], trained: TrainedRun, predict: Predictor
-) -> None:
-    """Write case_id and p_<class> of images, in their order."""
-    from tqdm import tqdm
-
-    from pipeline.inference import ClassPredictor
+def _write_classes(file: Path, rows: Iterable[tuple[str, np.ndarray]], trained: TrainedRun) -> None:
+    """Write case_id and p_<class> of images: names, each with its probabilities (classes,)."""
     from pipeline.metrics.classification import DIGITS, PROBABILITY
 
-    assert isinstance(predict, ClassPredictor)
-    rows = predict.classify(tqdm(images, total=len(names), desc="predict", unit="image", disable=None))
-    header = ["case_id", *(PROBABILITY + name for name in trained.outputs.channels)]
-    lines = [[name, *(f"{value:.{DIGITS}f}" for value in row)] for name, row in zip(names, rows, strict=True)]
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([header, *lines])
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["case_id", *(PROBABILITY + name for name in trained.outputs.channels)])
+    writer.writerows([name, *(f"{value:.{DIGITS}f}" for value in values)] for name, values in rows)
     write_text(file, stream.getvalue())
 
 
 def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, overrides: Sequence[str] = ()) -> None:
     """Write <stem>.png (16-bit object ids, class ids, or the made image) for images of a folder, with a trained run.
 
+    A classification writes classes.csv instead: the stem as case_id, and p_<class> of each class.
     run: a name below data/train/, or the run's folder; overlay: also <stem>_overlay.png; overrides: settings of predict
     and compute. Every image that cannot be read is named at the end, after all others were written.
     Raises ValueError for unreadable images, two images of one stem, or a folder without images.
@@ -103,13 +99,14 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     predict = trained.predictor(
         settings.predict if "predict" in asked else trained.config.predict, trained.compute_here(settings.compute)
     )
-    thresholds = None if trained.outputs.is_image else trained.thresholds()
+    thresholds = None if trained.outputs.is_image or trained.outputs.is_class else trained.thresholds()
     if overlay and thresholds is None:
-        raise ValueError(f"--overlay shows masks, and {trained.folder} makes images; leave it out")
+        raise ValueError(f"--overlay shows masks, and {trained.folder} makes none; leave it out")
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     files = one_image_a_stem(images)
     bits = common_depth(files)
     faults, remarks = [], []
+    classified = []
     for file in tqdm(files, desc="predict", unit="image", disable=None):
         try:
             image, noted = read_any_image(file, bits)
@@ -119,10 +116,15 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         remarks += [f"{file}: {remark.fault}: {remark.detail}" for remark in noted]
         seen = normaliser.transform(image)[0] if normaliser else image
         made = predict(seen)
+        if trained.outputs.is_class:
+            classified.append((file.stem, made))
+            continue
         raster = to_pixels(made) if thresholds is None else label_raster(made, trained.outputs, thresholds)
         write_png(out / f"{file.stem}.png", raster)
         if overlay:
             write_png(out / f"{file.stem}_overlay.png", draw_outlines(image, raster))
+    if trained.outputs.is_class:
+        _write_classes(out / "classes.csv", classified, trained)
     for remark in remarks:
         print(f"noted: {remark}")
     print(f"Written: {len(files) - len(faults)} of {len(files)} images to {out}")

@@ -23,9 +23,10 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
 
 def run(config: Config, paths: Paths) -> list[str]:
     """Write the page."""
-    from pipeline.reporting import normaliser_page, page
+    from pipeline.reporting import class_page, normaliser_page, page
 
-    build_page = normaliser_page.build_page if normaliser_page.applies(paths) else page.build_page
+    special = (one.build_page for one in (normaliser_page, class_page) if one.applies(paths))
+    build_page = next(special, page.build_page)
     file = paths.reports / "report.html"
     write_text(file, build_page(paths, config))
     return [f"{file} ({file.stat().st_size / 1024:.0f} KB): open it in any browser"]

@@ -44,7 +44,16 @@ def rows(cases: int = 24, groups: int = 12, noise: float = 0.0) -> list[dict[str
 
 def test_the_table_has_every_case_by_every_method_in_order() -> None:
     table = long_table(reversed(rows(3)), [*KINDS])
-    assert list(table.columns) == ["case_id", "group", "stratum", "method", "psnr", "ciede2000", "eosin_angle", "status"]
+    assert list(table.columns) == [
+        "case_id",
+        "group",
+        "stratum",
+        "method",
+        "psnr",
+        "ciede2000",
+        "eosin_angle",
+        "status",
+    ]
     assert table["method"].tolist() == [*KINDS] * 3
     assert table["case_id"].tolist() == sorted(table["case_id"])
     with pytest.raises(ValueError, match=r"every case once by every method, not so c00 by mine"):

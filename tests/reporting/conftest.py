@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from pipeline.config import Config, dump_config
-from pipeline.judging import picture
 from pipeline.metrics.normalisers import INPUT, long_table, summarise_methods
 from pipeline.metrics.summary import per_case_table, score_case, summarise
 from pipeline.records.case import Case, LabelKind, write_cases
@@ -252,14 +251,15 @@ def write_judged() -> WriteRun:
             target += generator.integers(0, noise + 1, target.shape, dtype=np.uint8)
             write_png(paths.ingest / "images" / f"{case_id}.png", target + 40)
             write_png(paths.ingest / "labels" / f"{case_id}.png", target)
+            group = f"group-{number % groups}"
             records.append(
-                Case(case_id, "flat", f"images/{case_id}.png", f"labels/{case_id}.png", "image", f"group-{number % groups}",
-                     stratum, side, side + 8, None, case_id)
+                Case(case_id, "flat", f"images/{case_id}.png", f"labels/{case_id}.png", "image", group, stratum, side,
+                     side + 8, None, case_id)
             )  # fmt: skip
             for name, shift in SHIFTS.items():
                 made = target + np.uint8(shift + number)
-                write_png(picture(paths, name, case_id), made)
-                labels = {"case_id": case_id, "group": f"group-{number % groups}", "stratum": stratum, "method": name}
+                write_png(paths.made_image(name, case_id), made)
+                labels = {"case_id": case_id, "group": group, "stratum": stratum, "method": name}
                 if kind == "unpaired":
                     scores = {"energy_distance": shift / 100 + number / 1000, "structure": 1.0 - shift / 1000}
                 else:
@@ -283,7 +283,9 @@ def write_judged() -> WriteRun:
         write_text(paths.reports / "per_case.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
         write_json(paths.reports / "metrics.json", content)
         write_json(paths.reports / "timing.json", {"megapixels_per_second": {"reinhard": 61.5}, "images": 8})
-        places = "".join(f"{prefix}-{n:02d},{n},{n % 3},{strata[n % len(strata)]},group-{n % groups}\n" for n in range(cases))
+        places = "".join(
+            f"{prefix}-{n:02d},{n},{n % 3},{strata[n % len(strata)]},group-{n % groups}\n" for n in range(cases)
+        )
         write_text(paths.reports / "codes.csv", "case_id,x,y,stratum,group\n" + places)
         write_other_stages(paths, config)
         write_text(

@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.records.paths import Paths
+from pipeline.reporting import normaliser_page
 from pipeline.reporting.page import build_page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -228,3 +229,54 @@ def test_the_policy_stops_whatever_would_be_added(browser: Browser, report: str)
     # The protocol announces the image before the policy stops it.
     failed = browser.named("Network.loadingFailed")
     assert [event["blockedReason"] for event in failed] == ["csp"] * (len(browser.requests()) - 1)
+
+
+@pytest.fixture
+def judged(tmp_path: Path, write_judged: Any) -> str:
+    paths, config = write_judged(tmp_path)
+    file = tmp_path / "report.html"
+    file.write_text(normaliser_page.build_page(paths, config), encoding="utf-8")
+    return file.as_uri()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_methods_side_by_side_render(browser: Browser, judged: str, width: int, scheme: str) -> None:
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 500)
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.open(judged)
+    assert browser.requests() == [judged]
+    assert browser.complaints() == []
+    assert browser.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert browser.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    if width > 500:
+        # Pixel for pixel: no picture is larger or smaller on the screen than it is.
+        exact = "[...document.querySelectorAll('.tile img')].every((image) => image.clientWidth === image.naturalWidth)"
+        assert browser.evaluate(exact)
+    browser.evaluate("document.querySelector('#layers [data-layer=difference]').click()")
+    assert browser.evaluate("getComputedStyle(document.querySelector('.tile .difference')).display") == "none"
+
+
+@pytest.mark.slow
+def test_methods_take_turns_in_one_place(browser: Browser, judged: str) -> None:
+    browser.call("Emulation.setDeviceMetricsOverride", width=1000, height=800, deviceScaleFactor=1, mobile=False)
+    browser.open(judged)
+    browser.evaluate("document.querySelectorAll('.comparison')[1].querySelectorAll('.open')[1].click()")
+    title, shown = "document.getElementById('viewer-title').textContent", "document.querySelector('#stage img').src"
+    rank = "document.getElementById('viewer-rank').textContent"
+    assert browser.evaluate(title).endswith(" · Reinhard") and browser.evaluate(rank) == "worst · 2 of 12"
+    seen = browser.evaluate(shown)
+    turns = [("ArrowRight", name) for name in ("other/run", "own/run", "target", "input")]
+    for key, name in (*turns, ("ArrowLeft", "target"), ("2", "Reinhard")):
+        browser.press(key)
+        assert browser.evaluate(title).endswith(f" · {name}")
+    assert browser.evaluate(shown) == seen
+    browser.press("d")
+    difference = "document.querySelectorAll('.comparison')[1].querySelectorAll('.difference')[1].src"
+    assert browser.evaluate(shown) == browser.evaluate(difference) != seen
+    assert browser.evaluate("document.getElementById('as-difference').getAttribute('aria-pressed')") == "true"
+    browser.press("ArrowDown")
+    assert browser.evaluate(rank) == "worst · 3 of 12" and browser.evaluate(title).endswith(" · Reinhard")
+    # A whole number of screen pixels for each of the image's.
+    assert browser.evaluate("document.querySelector('#stage img').width % 48") == 0
+    assert browser.complaints() == []

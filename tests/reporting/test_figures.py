@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from pipeline.reporting.figures import DOTS, VARIABLES, draw_curves, draw_strata
+from pipeline.reporting.figures import COLOURS, DOTS, MOST_POINTS, VARIABLES, draw_curves, draw_map, draw_strata
 
 ROWS = [("all", [0.1, 0.5, 0.9], {"mean": 0.5, "low": 0.2, "high": 0.8}), ("<pink & 'grey'>", [0.4], {"mean": 0.4})]
 
@@ -69,3 +69,21 @@ def test_of_many_cases_some_are_drawn() -> None:
 
 def test_one_validation_is_a_point() -> None:
     assert "<use" in draw_curves("Loss", [5], {"loss": [0.5]}, None, "", "one")
+
+
+def test_a_map_gives_each_name_a_colour_and_bounds_its_points() -> None:
+    few = draw_map("m", [(float(n), 0.0, f"name {n % 3}") for n in range(9)], "nine points", "few")
+    assert all(colour in few for colour in COLOURS[:3]) and COLOURS[3] not in few
+    assert few.count("<use ") == 9 + 3 and "name 2" in few
+    # More names than there are colours and shapes: the rarest are grey together, and no legend could hold them.
+    names = [f"name {n}" for n in range(40)]
+    many = draw_map("m", [(float(n), 1.0, name) for n, name in enumerate(names * 2 + names[:32])], "112 points", "many")
+    assert "name 1" not in many and "var(--quiet)" in many
+    crowd = draw_map("m", [(float(n), 0.0, "a") for n in range(4 * MOST_POINTS)], "crowd", "crowd")
+    assert MOST_POINTS <= crowd.count("<use ") <= MOST_POINTS + 2
+
+
+def test_a_scale_follows_the_values_where_none_is_given() -> None:
+    rows = [("input", [18.0, 22.0], {"mean": 20.0, "low": 19.0, "high": 21.0})]
+    drawn = draw_strata("PSNR", rows, "one row", "free", None)
+    assert ">20" in drawn and ">0.5" not in drawn
