@@ -304,8 +304,9 @@ class TranslationSettings(Settings):
 class ClassificationSettings(Settings):
     """One class an image (task classification): an encoder, its features averaged over the image, and a linear head."""
 
-    start: str | None = None
-    """Trained run (a U-Net, or an autoencoder whose code is classified) that the encoder's weights are taken from."""
+    start: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_./-]+$")
+    """Trained run (a U-Net, or an autoencoder whose code is classified) that the encoder's weights are taken from: its
+    name below data/train/; train.network is then that run's."""
     frozen: bool = False
     """Leave those weights as they are and train the head alone."""
     class_weight: Share = 0.0
@@ -317,7 +318,7 @@ class TrainSettings(Settings):
 
     task: Literal["segmentation", "reconstruction", "translation", "classification"] = "segmentation"
     """What is learned: masks; images (autoencoders and U-Nets as stain normalisers or restorers); images against a
-    discriminator (Pix2Pix); one class an image."""
+    discriminator (Pix2Pix); one class an image, by the encoder of train.network (not of monai:*) and a linear head."""
     target: Literal["auto", "binary", "classes", "boundary", "distance", "boundary_distance"] = "auto"
     """Output channels: foreground; one a class; foreground with object boundaries and/or distance to the edge.
     auto takes boundary for instance labels, binary for one class, classes for several."""
@@ -355,7 +356,8 @@ class TrainSettings(Settings):
     average: float = Field(default=0.995, ge=0.0, lt=1.0)
     """Decay of the average of the weights over time (EMA), which is what validation, best and predict use; 0: off."""
     balance: Share = 0.5
-    """0: every case is drawn alike; 1: every stratum is; between: the strata's shares to the power 1 - balance."""
+    """0: every case is drawn alike; 1: every stratum is (of a classification: every class); between: the strata's
+    shares to the power 1 - balance."""
     validations: int = Field(default=10, ge=1)
     """How often the validation part is scored; each also writes a checkpoint."""
     patience: int = Field(default=0, ge=0)

@@ -17,7 +17,6 @@ from pipeline.records.findings import Finding, read_findings
 from pipeline.records.manifest import Manifest, read_manifest
 from pipeline.records.paths import Paths
 
-ENCODE = "python -m pipeline encode -c configs/{run}.yaml"
 """What makes the map of codes."""
 WORDS = ("case_id", "group", "stratum", "method", "status", "class", "predicted")
 """Columns of per_case.csv that hold words; all others hold numbers, or nothing."""
@@ -85,12 +84,12 @@ def read_sources(paths: Paths, config: Config) -> Sources:
     if sources.of_images:
         if there := _there(sources, "timing", paths.reports / "timing.json", paths, "make evaluate"):
             sources.timing.update(_object(there))
-        if there := _there(sources, "codes", paths.reports / "codes.csv", paths, ENCODE.format(run=config.run)):
+        if there := _there(sources, "codes", paths.reports / "codes.csv", paths, "make evaluate"):
             rows = _table(there)
             if rows and not {"case_id", "x", "y"} <= rows[0].keys():
                 raise ValueError(
                     f"{there}: expected the columns case_id, x, y, stratum and group, found {', '.join(rows[0])}; "
-                    f"delete it, or make it with `{ENCODE.format(run=config.run)}`"
+                    "delete it and run `make evaluate` again"
                 )
             sources.codes.extend(_typed(row, there) for row in rows)
     for name, sheet, command in (

@@ -4,7 +4,7 @@ Reads:  data/predict/<run>/, data/train/<run>/thresholds.json, labels, split.csv
         images also the other runs that evaluate names, below data/train/
 Writes: reports/<run>/: masks/<case_id>.png (16-bit object ids, or class ids), per_case.csv, metrics.json;
         for a run that makes images normalised/<method>/<case_id>.png instead of masks, and timing.json, which no later
-        stage depends on
+        stage depends on; of an autoencoder also codes.csv, every case's place on a map of the codes
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.trained import TrainedRun
 
 PART = "test"
+CODES = "codes.csv"
 
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
@@ -99,7 +100,13 @@ def _judge(
     write_text(paths.reports / "per_case.csv", text)
     write_json(paths.reports / "metrics.json", judged.metrics | {"excluded": _excluded(paths.findings)})
     write_json(paths.reports / "timing.json", judged.timing)
-    return _methods_table(judged.metrics, judged.timing["megapixels_per_second"])
+    lines = _methods_table(judged.metrics, judged.timing["megapixels_per_second"])
+    if trained.config.train.network.name.startswith("autoencoder:"):
+        from pipeline.code_table import write_codes
+
+        cases = [case for part in parts.values() for case in part]
+        lines.append(f"map of the codes: {write_codes(trained, cases, paths, paths.reports / CODES, config.compute)}")
+    return lines
 
 
 def _score_classes(

@@ -8,7 +8,7 @@ Writes: data/train/<run>/: config.yaml (every automatic choice frozen), model.js
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     frozen = fit(build, config, outputs.activation, paths.train)
     done = f"{frozen.train.steps} steps on {len(parts['train'])} images; weights and history in {paths.train}"
     if outputs.is_image or outputs.is_class:
-        _write_chosen(paths, parts, {}, None)
+        _write_chosen(paths, parts, {}, None, _seen_by_start(config, paths))
         return [done]
     thresholds, score = _tune(paths, parts)
     _write_chosen(paths, parts, thresholds.as_dict(), score)
@@ -100,10 +100,27 @@ def _tune(paths: Paths, parts: dict[str, list[Case]]) -> tuple[Thresholds, float
     )
 
 
+def _seen_by_start(config: Config, paths: Paths) -> set[str]:
+    """Cases of this data set that the run which training starts from learned, or was chosen by."""
+    from pipeline.trained import open_run
+
+    start = config.train.classification.start
+    if start is None:
+        return set()
+    trained = open_run(paths.run_folder(start))
+    chosen = trained.chosen()
+    same = trained.config.dataset == config.dataset
+    return {*chosen["trained_on"], *chosen["chosen_on"]["cases"]} if same else set()
+
+
 def _write_chosen(
-    paths: Paths, parts: dict[str, list[Case]], thresholds: dict[str, float], score: float | None
+    paths: Paths,
+    parts: dict[str, list[Case]],
+    thresholds: dict[str, float],
+    score: float | None,
+    before: Set[str] = frozenset(),
 ) -> None:
-    """Write thresholds.json, which names every case that took part in training or in a choice."""
+    """Write thresholds.json, which names every case that took part in training, here or before, or in a choice."""
     from pipeline.trained import THRESHOLDS
 
     write_json(
@@ -116,7 +133,7 @@ def _write_chosen(
                 "cases": [case.case_id for case in parts["validation"]],
                 "score": None if score is None else round(score, 6),
             },
-            "trained_on": [case.case_id for case in parts["train"]],
+            "trained_on": sorted({case.case_id for case in parts["train"]} | before),
             "thresholds": thresholds,
         },
     )

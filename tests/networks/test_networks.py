@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,7 @@ def test_encoder_weights_of_a_package(tmp_path: Path, monkeypatch: pytest.Monkey
     encoder = smp.encoders.get_encoder("tu-tf_efficientnet_lite0", weights=None)
     torch.save(encoder.state_dict(), file)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
     settings = NetworkSettings(
         name="smp:FPN", arguments={"encoder_name": "tu-tf_efficientnet_lite0", "encoder_weights": "imagenet"}
     )

@@ -124,7 +124,7 @@ def test_codes_are_asked_for_only_where_there_can_be_any(
     (paths.reports / "codes.csv").unlink()
     (paths.train / "config.yaml").write_text(f"train: {{network: {{name: '{network}'}}}}\n")
     page = assert_sound(build_page(paths, judged[1]))
-    assert ("reports/own/run/codes.csv" in page.text and "pipeline encode" in page.text) == named
+    assert ("reports/own/run/codes.csv" in page.text) == named
 
 
 def test_whatever_the_files_hold_is_text(tmp_path: Path, write_judged: Any, assert_sound: ReadPage) -> None:

@@ -131,6 +131,10 @@ def test_a_frozen_start_keeps_the_encoder_of_the_other_run(line: tuple[Paths, Co
     encoder = [name for name in first if name.startswith("encoder.")]
     assert encoder and all(torch.equal(first[name], second[name]) for name in encoder)
     assert not torch.equal(first["head.weight"], second["head.weight"])
+    # What the other run learned from counts as learned from here.
+    elsewhere = json.loads((paths.train / "thresholds.json").read_text())
+    seen = {*elsewhere["trained_on"], *elsewhere["chosen_on"]["cases"]}
+    assert seen <= {*json.loads((own.train / "thresholds.json").read_text())["trained_on"]}
 
 
 def test_a_start_of_another_network_is_refused(line: tuple[Paths, Config]) -> None:
