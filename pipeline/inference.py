@@ -36,13 +36,15 @@ class Predictor:
 
     activation: sigmoid (each channel alone), softmax (channels of one pixel sum to 1) or identity (values as they are,
     clipped);
-    intensity: the same preparation of the image as in training.
+    intensity: the same preparation of the image as in training; border: pixels by which the image is mirrored beyond
+    its edges before it is predicted, where the zeros that convolutions see there would show as a frame.
     """
 
     def __init__(
-        self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings
-    ) -> None:
-        self.network = network
+        self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
+        border: int = 0,
+    ) -> None:  # fmt: skip
+        self.network, self.border = network, border
         self.activation = ACTIVATIONS[activation]
         self.prepare = INTENSITIES[intensity]
         self.settings = settings
@@ -52,6 +54,9 @@ class Predictor:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8."""
         prepared = self.prepare(image)
+        if self.border:
+            around = (self.border, self.border)
+            prepared = np.pad(prepared, (around, around, (0, 0)), mode="symmetric")
         orientations = FLIPS[self.settings.flips]
         total: np.ndarray | None = None
         for turns, mirrored in orientations:
@@ -60,7 +65,9 @@ class Predictor:
             back = np.rot90(probabilities[:, :, ::-1] if mirrored else probabilities, -turns, axes=(1, 2))
             total = back.copy() if total is None else total + back
         assert total is not None
-        return total / len(orientations)
+        height, width = image.shape[:2]
+        inside = slice(self.border, self.border + height), slice(self.border, self.border + width)
+        return total[:, *inside] / len(orientations)
 
     def _tiled(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
@@ -159,11 +166,12 @@ class ClassPredictor(Predictor):
 
 
 def predictor_of(
-    network: nn.Module, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings
-) -> Predictor:
+    network: nn.Module, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
+    border: int = 0,
+) -> Predictor:  # fmt: skip
     """Return the predictor of a network: of probabilities of classes for a classifier, else of maps."""
     kind = ClassPredictor if isinstance(network, Classifier) else Predictor
-    return kind(cast(Network, network), activation, intensity, settings, compute)
+    return kind(cast(Network, network), activation, intensity, settings, compute, border)
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:

@@ -34,13 +34,13 @@ from pipeline.stains import METHODS
 from pipeline.stains.learned import Learned
 from pipeline.stains.normaliser import StatisticalNormaliser
 from pipeline.stains.optical_density import tissue_mask, to_density
-from pipeline.stains.tiles import evenly
+from pipeline.stains.tiles import SharedStatistics, Tile, evenly, slides_of
 from pipeline.trained import TrainedRun, open_run
 
 Kind = Literal["paired", "restored", "unpaired"]
 Parts = Mapping[str, Sequence[Case]]
-Apply = Callable[[np.ndarray], tuple[np.ndarray, str]]
-"""Gives the image that a method makes of (height, width, 3) uint8 RGB, and its status."""
+Apply = Callable[[Case, np.ndarray], tuple[np.ndarray, str]]
+"""Gives the image that a method makes of a case's, (height, width, 3) uint8 RGB, and its status."""
 
 LARGEST_FIT = 500
 """Images that a classical reference is sought among; of more, so many evenly spaced ones."""
@@ -154,7 +154,7 @@ def _judge_pairs(subject: Subject) -> Judged:
     if not cases:
         raise ValueError(f"{subject.paths.split_table}: expected test cases, found none; change split.test_share")
     training = _few(learnable(subject.parts["train"], subject.trained.config), LARGEST_FIT)
-    methods = _methods(subject, training, lambda case: pairs.read(case)[1])
+    methods = _methods(subject, training, lambda case: pairs.read(case)[1], lambda case: pairs.given(case)[0])
     segmenter = _Segmenter.of(subject)
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(COMPARED_AT_ONCE) as threads:
@@ -170,7 +170,7 @@ def _judge_pairs(subject: Subject) -> Judged:
     content = summarise_methods(table, subject.config.run, kinds, "test", settings.resamples, subject.config.seed)
     unscored = len(subject.parts["test"]) - len(cases) + len(subject.parts["unlabelled"])
     head = _head(subject, methods, content, unscored=unscored, left_out=0, reference=None)
-    return Judged(table, head, _timing(methods, [pairs.given(case)[0] for case in _few(cases, TIMED)]))
+    return Judged(table, head, _timing(methods, [(case, pairs.given(case)[0]) for case in _few(cases, TIMED)]))
 
 
 # --- Without targets ------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def _judge_laboratories(subject: Subject) -> Judged:
         image = read_image(subject.paths.image(case.image))
         return brought_to_one(image, side, subject.config.evaluate.quality)
 
-    methods = _methods(subject, _few(known, LARGEST_FIT), read)
+    methods = _methods(subject, _few(known, LARGEST_FIT), read, read)
     segmenter = _Segmenter.of(subject)
     sampled_known, sampled = _few(known, LARGEST_SAMPLE), {case.case_id for case in _few(foreign, LARGEST_SAMPLE)}
     count = pixels_of_each(len(sampled_known) + len(sampled))
@@ -253,7 +253,7 @@ def _judge_laboratories(subject: Subject) -> Judged:
     head = _head(
         subject, methods, content, unscored=len(subject.parts["unlabelled"]), left_out=left_out, reference=described
     )
-    return Judged(table, head, _timing(methods, [read(case) for case in _few(foreign, TIMED)]))
+    return Judged(table, head, _timing(methods, [(case, read(case)) for case in _few(foreign, TIMED)]))
 
 
 def brought_to_one(image: np.ndarray, side: int, quality: int) -> np.ndarray:
@@ -315,34 +315,67 @@ def _check_names(subject: Subject) -> None:
         )
 
 
-def _methods(subject: Subject, reference: Sequence[Case], read: Callable[[Case], np.ndarray]) -> list[Method]:
-    """Return the input, what stands beside, and the run itself, in this order; classical ones fitted to reference."""
-    methods = [Method(INPUT, "input", lambda image: (image, "ok"))]
+def _methods(
+    subject: Subject, reference: Sequence[Case], wanted: Callable[[Case], np.ndarray],
+    given: Callable[[Case], np.ndarray],
+) -> list[Method]:  # fmt: skip
+    """Return the input, what stands beside, and the run itself, in this order; classical ones fitted to reference.
+
+    wanted, given: read the image of a reference case, and of a test case.
+    """
+    methods = [Method(INPUT, "input", lambda _, image: (image, "ok"))]
     for name in subject.beside:
         if name in METHODS:
-            methods.append(_classical(subject, name, reference, read))
+            methods.append(_classical(subject, name, reference, wanted, given))
         else:
             methods.append(Method(name, "run", _application(subject, subject.others[name])))
     return [*methods, Method(subject.config.run, "run", _application(subject, subject.trained))]
 
 
-def _classical(subject: Subject, name: str, reference: Sequence[Case], read: Callable[[Case], np.ndarray]) -> Method:
+def _classical(
+    subject: Subject, name: str, reference: Sequence[Case], wanted: Callable[[Case], np.ndarray],
+    given: Callable[[Case], np.ndarray],
+) -> Method:  # fmt: skip
     settings = subject.config.normalise
     normaliser: StatisticalNormaliser = METHODS[name](settings.maximum_gain, settings.white_point)
     try:
-        normaliser.fit(read(case) for case in reference)
+        normaliser.fit(wanted(case) for case in reference)
     except ValueError as error:
         raise ValueError(f"evaluate.beside: {name} cannot be fitted to the training part's targets: {error}") from error
     assert normaliser.reference_index_ is not None
-    return Method(name, "classical", normaliser.transform, reference[normaliser.reference_index_].case_id)
+    shared = _shared(subject, normaliser, given)
+
+    def apply(case: Case, image: np.ndarray) -> tuple[np.ndarray, str]:
+        made = normaliser.normalise(image, shared(case), prefer_pooled=settings.statistics != "image")
+        return made.image, made.status
+
+    return Method(name, "classical", apply, reference[normaliser.reference_index_].case_id)
+
+
+def _shared(
+    subject: Subject, normaliser: StatisticalNormaliser, given: Callable[[Case], np.ndarray]
+) -> Callable[[Case], np.ndarray | None]:
+    """Return what gives a test case the statistics of its slide or group, as normalise.statistics says."""
+    settings, test = subject.config.normalise, subject.parts["test"]
+    if settings.statistics == "image":
+        return lambda _: None
+    if settings.statistics == "slide":
+        pools = slides_of([case.case_id for case in test], settings)
+    else:
+        pools = {case.case_id: subject.groups.get(case.case_id) or None for case in test}
+    cases = {subject.paths.image(case.image): case for case in test}
+    tiles = [Tile(case.case_id, file, file, pools[case.case_id]) for file, case in cases.items()]
+    shared = SharedStatistics(normaliser, tiles, lambda file: given(cases[file]))
+    return lambda case: shared.of(pools[case.case_id])
 
 
 def _application(subject: Subject, trained: TrainedRun) -> Apply:
     """Return what applies a run: as a normaliser where there are no targets, else as stage predict does."""
     if subject.kind == "unpaired":
-        return Learned(trained, subject.config.compute).fit(()).transform
+        normaliser = Learned(trained, subject.config.compute).fit(())
+        return lambda _, image: normaliser.transform(image)
     predict = trained.predictor(trained.config.predict, trained.compute_here(subject.config.compute))
-    return lambda image: (to_pixels(predict(image)), "ok")
+    return lambda _, image: (to_pixels(predict(image)), "ok")
 
 
 def _made_by_all(
@@ -354,7 +387,7 @@ def _made_by_all(
         if method.name == subject.config.run and subject.kind != "unpaired":
             made, status = read_image(subject.paths.predict / f"{case.case_id}.png"), "ok"
         else:
-            made, status = method.apply(given)
+            made, status = method.apply(case, given)
         write_png(subject.paths.made_image(method.name, case.case_id), made)
         images.append(made)
         labels.append(
@@ -436,11 +469,11 @@ def _head(
     }  # fmt: skip
 
 
-def _timing(methods: Sequence[Method], images: Sequence[np.ndarray]) -> dict[str, Any]:
+def _timing(methods: Sequence[Method], images: Sequence[tuple[Case, np.ndarray]]) -> dict[str, Any]:
     """Megapixels a second of every method, median over images; methods take turns, after one that is not counted."""
     total = 0
     speeds: dict[str, list[float]] = {method.name: [] for method in methods if method.name != INPUT}
-    for number, image in enumerate([images[0], *images]):
+    for number, (case, image) in enumerate([images[0], *images]):
         pixels = image.shape[0] * image.shape[1]
         total += pixels
         if number > 1 and total > TIMED_PIXELS:
@@ -449,7 +482,7 @@ def _timing(methods: Sequence[Method], images: Sequence[np.ndarray]) -> dict[str
             if method.name == INPUT:
                 continue
             started = time.perf_counter()
-            method.apply(image)
+            method.apply(case, image)
             seconds = time.perf_counter() - started
             if number:
                 speeds[method.name].append(pixels / 1e6 / seconds)

@@ -20,6 +20,8 @@ from pipeline.outputs import Outputs
 
 BEST, FROZEN, MODEL, THRESHOLDS, STAIN = "best.pt", "config.yaml", "model.json", "thresholds.json", "stain.json"
 IMAGE_CHANNELS = 3
+IMAGE_BORDER = 16
+"""Pixels by which images are mirrored at their edges before a network makes another image of them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class TrainedRun:
         network = self.network().to(compute.device).eval()
         if compute.channels_last:
             network.to(memory_format=torch.channels_last)
-        return predictor_of(network, self.outputs.activation, self.config.train.intensity, settings, compute)
+        border = IMAGE_BORDER if self.outputs.is_image else 0
+        return predictor_of(network, self.outputs.activation, self.config.train.intensity, settings, compute, border)
 
     def network(self) -> Network | Classifier:
         """Build the network and load the best weights, weights only. Raises ValueError where there are none yet."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.config import ComputeSettings, NetworkSettings, PredictSettings
 from pipeline.inference import FLIPS, Predictor, blending_window, tile_starts
-from pipeline.networks import build_network
+from pipeline.networks import Network, build_network
 
 CPU = ComputeSettings(device="cpu", precision="fp32", channels_last=True, threads=1, workers=0)
 
@@ -94,3 +94,17 @@ def test_an_unpadded_network_sees_each_pixel_at_its_place() -> None:
     margin += margin % 2
     whole, part = predict(large)[0], predict(large[: 120 - 20])[0]
     np.testing.assert_allclose(whole[: 100 - 2 * margin], part[: 100 - 2 * margin], atol=1e-5)
+
+
+def test_a_mirrored_border_takes_the_frame_away_that_zeros_leave() -> None:
+    class Blurred(Network):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.avg_pool2d(image, 5, stride=1, padding=2)
+
+    flat = np.full((21, 34, 3), 200, np.uint8)
+    settings, compute = PredictSettings(tile=64), ComputeSettings(device="cpu", precision="fp32")
+    framed = Predictor(Blurred(), "identity", "stored", settings, compute)(flat)
+    whole = Predictor(Blurred(), "identity", "stored", settings, compute, border=4)(flat)
+    assert framed.shape == whole.shape == (3, 21, 34)
+    assert framed[:, 0, 0].max() < 0.5 * 200 / 255
+    np.testing.assert_allclose(whole, 200 / 255, rtol=1e-6)

@@ -84,7 +84,7 @@ STAGES = (
     Stage(
         "evaluate", "turn probability maps into masks and score the test part",
         "data/predict/<run>/, thresholds.json, labels", "reports/<run>/ metrics.json, per_case.csv, masks/",
-        ("ingest", "split", "train", "predict"), ("evaluate", "seed"), lambda paths: paths.reports,
+        ("ingest", "split", "train", "predict"), ("evaluate", "normalise", "seed"), lambda paths: paths.reports,
         ("metrics.json", "per_case.csv", "masks", "normalised", "codes.csv"),
     ),
     Stage(

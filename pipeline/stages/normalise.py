@@ -9,7 +9,6 @@ Writes: data/normalise/<dataset>/<method, or the run of method learned>/: stain.
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 import unicodedata
 from collections import defaultdict
@@ -38,7 +37,7 @@ from pipeline.records.split import read_parts, read_split_table
 from pipeline.stains import METHODS, load, normaliser_files
 from pipeline.stains.learned import Learned
 from pipeline.stains.normaliser import Normaliser, StatisticalNormaliser
-from pipeline.stains.tiles import JOURNAL, STATUS, Batch, Read, Tile, evenly, some
+from pipeline.stains.tiles import JOURNAL, STATUS, Batch, Read, Tile, evenly, slides_of, some
 
 STAIN = "stain.json"
 LARGEST_FIT = 500
@@ -214,7 +213,7 @@ def _tiles_of_cases(cases: Sequence[Case], settings: NormaliseSettings, paths: P
     """Return the cases of a data set; their groups are those of the split, where it knows the case."""
     pools: dict[str, str | None]
     if settings.statistics == "slide":
-        pools = _slides([case.case_id for case in cases], settings)
+        pools = slides_of([case.case_id for case in cases], settings)
     else:
         rows = read_split_table(paths.split_table)
         pools = {case.case_id: rows[case.case_id]["group"] if case.case_id in rows else case.group for case in cases}
@@ -231,23 +230,11 @@ def _tiles_of_files(files: Sequence[Path], home: Path, out: Path, settings: Norm
         raise ValueError(f"{unnamed[0]}: expected a name that ends in {', '.join(ENCODING)}, which it is to keep")
     names = [file.relative_to(home) for file in files]
     if settings.statistics == "slide":
-        slides = _slides([file.stem for file in files], settings)
+        slides = slides_of([file.stem for file in files], settings)
         pools = [slides[file.stem] for file in files]
     else:
         pools = [name.parent.as_posix() for name in names]
     return [Tile(name.as_posix(), file, out / name, pool) for file, name, pool in zip(files, names, pools, strict=True)]
-
-
-def _slides(names: Sequence[str], settings: NormaliseSettings) -> dict[str, str | None]:
-    pattern = re.compile(str(settings.slide_pattern))
-    slides = {name: match[1] if (match := pattern.search(name)) else None for name in names}
-    missing = [name for name, slide in slides.items() if not slide]
-    if missing:
-        raise ValueError(
-            f"normalise.slide_pattern: expected {settings.slide_pattern!r} to find a slide in every name, found none "
-            f"in {len(missing)} of {len(slides)}: {some(missing)}; widen it, or take normalise.statistics=image"
-        )
-    return slides
 
 
 # --- A folder of images -------------------------------------------------------------------------------------------

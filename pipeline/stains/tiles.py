@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.config import NormaliseSettings
 from pipeline.records.files import write_text
 from pipeline.records.findings import FaultyFile
 from pipeline.stains.normaliser import Normalised, Normaliser, StatisticalNormaliser
@@ -83,6 +85,19 @@ class SharedStatistics:
                 yield self._read(members[index])
             except FaultyFile:
                 continue
+
+
+def slides_of(names: Sequence[str], settings: NormaliseSettings) -> dict[str, str | None]:
+    """Find every name's slide by normalise.slide_pattern. Raises ValueError with the names that have none."""
+    pattern = re.compile(str(settings.slide_pattern))
+    slides = {name: match[1] if (match := pattern.search(name)) else None for name in names}
+    missing = [name for name, slide in slides.items() if not slide]
+    if missing:
+        raise ValueError(
+            f"normalise.slide_pattern: expected {settings.slide_pattern!r} to find a slide in every name, found none "
+            f"in {len(missing)} of {len(slides)}: {some(missing)}; widen it, or take normalise.statistics=image"
+        )
+    return slides
 
 
 class Batch:
