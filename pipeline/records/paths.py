@@ -23,9 +23,11 @@ class Paths:
     @classmethod
     def of(cls, config: Config, root: Path = Path()) -> Paths:
         """Take the names from a configuration."""
+        # Where images are learned from images, what training sees depends on more than the recipe.
+        of_images = config.train.task in ("reconstruction", "translation")
         return cls(
-            root, config.dataset, config.split.name, config.normalise.method, config.augment.recipe, config.run,
-            config.normalise.run,
+            root, config.dataset, config.split.name, config.normalise.method,
+            config.run.replace("/", "-") if of_images else config.augment.recipe, config.run, config.normalise.run,
         )  # fmt: skip
 
     @property
@@ -82,7 +84,7 @@ class Paths:
 
     @property
     def augment(self) -> Path:
-        """contact_sheet.png, and copies where asked."""
+        """contact_sheet.png, and copies where asked; named after the recipe, or after a run that makes images."""
         return self.root / "data" / "augment" / self.dataset / self.augment_recipe
 
     @property
