@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pipeline.config import Config
@@ -12,7 +11,7 @@ from pipeline.records.rasters import read_image
 from pipeline.reporting.cases import Picture
 from pipeline.reporting.frame import Panel, common_cautions, draw_history, inline, render
 from pipeline.reporting.overlays import embed_image
-from pipeline.reporting.sources import Absent, Sources, read_sources
+from pipeline.reporting.sources import Absent, Sources, read_sources, scores_hold
 
 PICTURE_BYTES = 400_000
 """Bytes for all pictures of cases together, before base64."""
@@ -32,12 +31,7 @@ PANELS: tuple[Panel, ...] = (
 
 def applies(paths: Paths) -> bool:
     """Say whether reports/<run>/metrics.json is that of a run that gives images a class."""
-    file = paths.reports / "metrics.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError:
-        return False
-    return isinstance(content, dict) and "confusion" in content
+    return scores_hold(paths, "confusion")
 
 
 def build_page(paths: Paths, config: Config) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from pipeline.records.paths import Paths
 from pipeline.reporting.cases import choose_cases
 from pipeline.reporting.frame import Panel, common_cautions, draw_history, inline, interval, render
 from pipeline.reporting.side_by_side import compare_cases
-from pipeline.reporting.sources import Sources, read_sources
+from pipeline.reporting.sources import Sources, read_sources, scores_hold
 
 PICTURE_BYTES = 2_300_000
 """Bytes for all pictures of cases together, as they stand in the page."""
@@ -50,12 +49,7 @@ PANELS: tuple[Panel, ...] = (
 
 def applies(paths: Paths) -> bool:
     """Say whether reports/<run>/metrics.json is that of a run that makes images."""
-    file = paths.reports / "metrics.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError:
-        return False
-    return isinstance(content, dict) and "methods" in content
+    return scores_hold(paths, "methods")
 
 
 def build_page(paths: Paths, config: Config) -> str:

@@ -63,6 +63,16 @@ class Sources:
         return "methods" in self.metrics
 
 
+def scores_hold(paths: Paths, key: str) -> bool:
+    """Say whether metrics.json is there and has an entry of this name, which tells what kind of run it is of."""
+    file = paths.reports / "metrics.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError:
+        return False
+    return isinstance(content, dict) and key in content
+
+
 def read_sources(paths: Paths, config: Config) -> Sources:
     """Read every file that there is.
 
