@@ -167,9 +167,9 @@ def test_an_interrupted_pix2pix_ends_with_the_same_bytes(home: Path, monkeypatch
     other = load_config(ROOT / "configs" / "normalisers" / "pix2pix.yaml", [*settings_of("pix2pix"), "run=cut"])
     monkeypatch.setattr(Translation, "step", cut)
     with pytest.raises(KeyboardInterrupt):
-        run("train", other, Paths.of(other, home))
+        run("train", other, Paths.of(other, home), with_needs=True)
     monkeypatch.setattr(Translation, "step", step)
-    run("train", other, Paths.of(other, home))
+    run("train", other, Paths.of(other, home), with_needs=True)
     first, second = (Paths.of(one, home).train for one in (config, other))
     for name in ("best.pt", "last.pt", "history.csv"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
