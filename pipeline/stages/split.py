@@ -271,9 +271,11 @@ def _largest(own: dict[str, str]) -> dict[str, Any]:
 
 def _describe_part(name: str, rows: Sequence[Sequence[str]], settings: SplitSettings) -> dict[str, Any]:
     mine = [row for row in rows if row[3] == name]
-    # Of whole strata, as many as they hold are wanted.
-    test = sum(row[3] == "test" for row in rows) / len(rows) if settings.test_strata else settings.test_share
-    held_out = {"test": test, "validation": settings.validation_share}
+    held_out = {"test": settings.test_share, "validation": settings.validation_share}
+    if settings.test_strata:
+        # As many as these strata hold are wanted, and the validation share is one of the rest.
+        test = sum(row[3] == "test" for row in rows) / len(rows)
+        held_out = {"test": test, "validation": settings.validation_share * (1.0 - test)}
     return {
         "cases": len(mine),
         "groups": len({row[1] for row in mine}),
