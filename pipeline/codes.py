@@ -18,8 +18,7 @@ from pipeline.networks.autoencoders import Autoencoder
 from pipeline.outputs import to_pixels
 from pipeline.records.codes import DIGEST_BYTES, HIGHEST_BITS, SUFFIX, StoredCode, from_bytes, quantise, to_bytes
 from pipeline.records.files import file_hash, write_bytes, write_text
-from pipeline.records.findings import FaultyFile
-from pipeline.records.images import common_depth, one_image_a_stem, read_any_image
+from pipeline.records.images import Readings
 from pipeline.records.rasters import write_png
 from pipeline.trained import TrainedRun, named_run
 
@@ -181,22 +180,12 @@ def encode_images(run: str, images: Path, out: Path, bits: int = 8, compute: Com
     be read is named at the end, after all others were written. Raises ValueError for those, for two images of one stem,
     and for a run that has no code or makes no images.
     """
-    from tqdm import tqdm
-
     if not 1 <= bits <= HIGHEST_BITS:
         raise ValueError(f"--bits: expected 1 to {HIGHEST_BITS}, found {bits}")
     trained = _run_of_images(run)
     coder, weights = Coder(trained, compute), _digest(trained)
-    files = one_image_a_stem(images)
-    depth = common_depth(files)
-    stored, faults, remarks = [], [], []
-    for file in tqdm(files, desc="encode", unit="image", disable=None):
-        try:
-            image, noted = read_any_image(file, depth)
-        except FaultyFile as error:
-            faults.append(f"{file}: {error}")
-            continue
-        remarks += [f"{file}: {remark.fault}: {remark.detail}" for remark in noted]
+    readings, stored = Readings(images, "encode"), []
+    for file, image in readings:
         levels, lowest, step = quantise(coder.encode(image), bits)
         code = StoredCode(levels, lowest, step, bits, image.shape[0], image.shape[1], weights)
         content = to_bytes(code)
@@ -207,12 +196,12 @@ def encode_images(run: str, images: Path, out: Path, bits: int = 8, compute: Com
             Stored(file.name, code.height, code.width, len(content), file.stat().st_size, psnr(decoded, image), *jpeg)
         )
     write_text(out / "codes.csv", "\n".join([HEADER, *(entry.row() for entry in stored)]) + "\n")
-    for remark in remarks:
+    for remark in readings.remarks:
         print(f"noted: {remark}")
     for line in _told(stored):
         print(line)
-    print(f"Written: {len(stored)} of {len(files)} codes, and codes.csv, to {out}")
-    _refuse(faults, len(files), "images")
+    print(f"Written: {len(stored)} of {len(readings.files)} codes, and codes.csv, to {out}")
+    _refuse(readings.faults, len(readings.files), "images")
 
 
 def decode_codes(run: str, codes: Path, out: Path, compute: ComputeSettings | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 import cv2
@@ -94,6 +94,33 @@ def read_any_image(file: Path, bits: int) -> tuple[np.ndarray, list[Remark]]:
     except OSError as error:
         raise FaultyFile("unreadable file", "a file", str(error.strerror), "check its permissions") from error
     return to_rgb(decode(file.name, content, "image"), bits)
+
+
+class Readings:
+    """The images that a path means, one of each stem, read one after another and all scaled alike.
+
+    files: all of them; remarks: what had to be changed; faults: why a file was passed over; a line each, known once
+    that file's turn was.
+    """
+
+    def __init__(self, where: Path, purpose: str) -> None:
+        self.files = one_image_a_stem(where)
+        self.remarks: list[str] = []
+        self.faults: list[str] = []
+        self._purpose = purpose
+
+    def __iter__(self) -> Iterator[tuple[Path, np.ndarray]]:
+        from tqdm import tqdm
+
+        bits = common_depth(self.files)
+        for file in tqdm(self.files, desc=self._purpose, unit="image", disable=None):
+            try:
+                image, noted = read_any_image(file, bits)
+            except FaultyFile as error:
+                self.faults.append(f"{file}: {error}")
+                continue
+            self.remarks += [f"{file}: {remark.fault}: {remark.detail}" for remark in noted]
+            yield file, image
 
 
 def encode_image(name: str, image: np.ndarray) -> bytes:

@@ -82,12 +82,9 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     and compute. Every image that cannot be read is named at the end, after all others were written.
     Raises ValueError for unreadable images, two images of one stem, or a folder without images.
     """
-    from tqdm import tqdm
-
     from pipeline.instances import label_raster
     from pipeline.outputs import to_pixels
-    from pipeline.records.findings import FaultyFile
-    from pipeline.records.images import common_depth, one_image_a_stem, read_any_image
+    from pipeline.records.images import Readings
     from pipeline.records.rasters import write_png
     from pipeline.reporting.overlays import draw_outlines
     from pipeline.stains import load as load_normaliser
@@ -103,17 +100,9 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     if overlay and thresholds is None:
         raise ValueError(f"--overlay shows masks, and {trained.folder} makes none; leave it out")
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
-    files = one_image_a_stem(images)
-    bits = common_depth(files)
-    faults, remarks = [], []
+    readings = Readings(images, "predict")
     classified = []
-    for file in tqdm(files, desc="predict", unit="image", disable=None):
-        try:
-            image, noted = read_any_image(file, bits)
-        except FaultyFile as error:
-            faults.append(f"{file}: {error}")
-            continue
-        remarks += [f"{file}: {remark.fault}: {remark.detail}" for remark in noted]
+    for file, image in readings:
         seen = normaliser.transform(image)[0] if normaliser else image
         made = predict(seen)
         if trained.outputs.is_class:
@@ -125,8 +114,9 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
             write_png(out / f"{file.stem}_overlay.png", draw_outlines(image, raster))
     if trained.outputs.is_class:
         _write_classes(out / "classes.csv", classified, trained)
-    for remark in remarks:
+    for remark in readings.remarks:
         print(f"noted: {remark}")
+    files, faults = readings.files, readings.faults
     print(f"Written: {len(files) - len(faults)} of {len(files)} images to {out}")
     if faults:
         raise ValueError(
