@@ -200,6 +200,8 @@ class NetworkSettings(Settings):
     """Share of features dropped: at the bottleneck (unet), in every level (autoencoder:denoising)."""
     output_stride: Literal[1, 2, 4, 8, 16] = 1
     """Pixels of the image per pixel of the output, for masks coarser than the image (unet)."""
+    residual: bool = False
+    """Add the image to what is made of it, so that only the change is learned (unet that makes images)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the named network, e.g. {encoder_name: resnet34, encoder_weights: null}."""
 
@@ -598,6 +600,20 @@ def _words(annotation: Any) -> str:
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true | false", "Path": "file"}.get(
         getattr(annotation, "__name__", ""), str(annotation)
     )
+
+
+def completed(settings: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Lay stored settings over today's defaults: a setting that came since holds what was done without it.
+
+    settings: keys are sections, or dotted paths from path on, as in a manifest.
+    """
+    filled: dict[str, Any] = {}
+    for key, value in settings.items():
+        section = _section_at((*path, *key.split(".")))
+        if section is not None and isinstance(value, dict):
+            value = completed(section().model_dump(mode="json") | value, (*path, *key.split(".")))
+        filled[key] = value
+    return filled
 
 
 def dump_config(config: Config) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, ConfigError, describe, dump_config, load_config
+from pipeline.config import Config, ConfigError, completed, describe, dump_config, load_config
 
 
 def test_every_mistake_is_in_one_message(tmp_path: Path) -> None:
@@ -94,3 +94,16 @@ def test_committed_configs_load_and_hold_steps(file: Path) -> None:
     config = load_config(file)
     assert config.run == file.relative_to(CONFIGS).with_suffix("").as_posix()
     assert config.train.minutes is None
+
+
+def test_settings_that_came_later_are_taken_as_their_defaults() -> None:
+    now = Config().model_dump(mode="json")
+    stored = {"train": {key: value for key, value in now["train"].items() if key != "patience"}, "seed": 7,
+              "train.corruption": {"noise": 0.5}}  # fmt: skip
+    stored["train"]["network"] = {"name": "unet", "width": 8}
+    filled = completed(stored)
+    assert filled["seed"] == 7
+    assert filled["train"] == now["train"] | {"network": now["train"]["network"] | {"width": 8}}
+    assert filled["train.corruption"] == now["train"]["corruption"] | {"noise": 0.5}
+    stored["train"]["gone"] = 1
+    assert completed(stored)["train"]["gone"] == 1

@@ -39,12 +39,12 @@ def _unet(settings: NetworkSettings, channels: int, outputs: int, pretrained: bo
     if settings.arguments:
         raise ValueError(
             f"network.arguments: expected none for unet, found {', '.join(settings.arguments)}; unet is set by width, "
-            f"depth, padded, normalisation, dropout and output_stride"
+            f"depth, padded, normalisation, dropout, output_stride and residual"
         )
     _refuse_settings(settings, ("code",), "autoencoders")
     return UNet(
         channels, outputs, settings.width, settings.depth, settings.padded, settings.normalisation, settings.dropout,
-        settings.output_stride,
+        settings.output_stride, settings.residual,
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def _autoencoder(settings: NetworkSettings, channels: int, outputs: int, pretrai
             f"network.arguments: expected none for {settings.name}, found {', '.join(settings.arguments)}; "
             f"autoencoders are set by width, depth, code, normalisation and dropout"
         )
-    _refuse_settings(settings, ("padded", "output_stride"), "unet")
+    _refuse_settings(settings, ("padded", "output_stride", "residual"), "unet")
     if kind == "linear":
         _refuse_settings(settings, ("width", "normalisation", "dropout"), "the other autoencoders and unet")
     return Autoencoder(
@@ -81,7 +81,7 @@ def _refuse_settings(settings: NetworkSettings, names: tuple[str, ...], owners: 
 
 def _refuse_own_settings(settings: NetworkSettings) -> None:
     instead = f", and put what {settings.name} takes under network.arguments"
-    own = ("width", "depth", "padded", "normalisation", "dropout", "output_stride")
+    own = ("width", "depth", "padded", "normalisation", "dropout", "output_stride", "residual")
     _refuse_settings(settings, own, "unet", instead)
     _refuse_settings(settings, ("code",), "autoencoders", instead)
 

@@ -20,6 +20,8 @@ Normalisation = Literal["batch", "group", "instance", "none"]
 
 LOST = 4
 """Pixels that an unpadded double convolution takes off each dimension."""
+QUARTER_LEVEL = 0.25 / 255.0
+"""How far from 0 and 1 an image of 8 bits is taken to stay, so that its logits are finite; rounding gives it back."""
 
 
 def enlarged(image: Tensor, height: int, width: int) -> Tensor:
@@ -67,6 +69,8 @@ class UNet(Network):
     Pooling rounds up and the larger of skip and upsampled map is cropped, never resampled, so that both keep the place
     they were seen at and the label meets the output to the pixel, at odd sizes too.
     A stride of 2^k leaves out the k finest levels of the decoder.
+    residual: the image's own logits are added to the output, which starts at zero, so that the network begins as the
+    identity and learns a change (He 2016, arXiv:1512.03385); padded, as many outputs as channels, in [0, 1].
     """
 
     def __init__(
@@ -79,8 +83,15 @@ class UNet(Network):
         normalisation: Normalisation = "batch",
         dropout: float = 0.0,
         output_stride: int = 1,
+        residual: bool = False,
     ) -> None:
         super().__init__()
+        if residual and (outputs != channels or not padded or output_stride != 1):
+            raise ValueError(
+                "network.residual: expected an image as output, of the input's size, found "
+                f"{outputs} output channels for {channels}, network.padded={str(padded).lower()} and "
+                f"network.output_stride={output_stride}; leave it out for masks and classes"
+            )
         finest = output_stride.bit_length() - 1
         if output_stride != 2**finest or finest > depth:
             raise ValueError(
@@ -88,6 +99,7 @@ class UNet(Network):
                 f"give network.depth at least {finest}"
             )
         self.depth, self.padded, self.stride, self.finest = depth, padded, output_stride, finest
+        self.residual = residual
         self.lost = 0 if padded else LOST
         self.margin = self.lost // 2 * (2 ** (depth + 1) - 1 + 2**depth - output_stride)
         widths = [width * 2**level for level in range(depth + 1)]
@@ -117,6 +129,8 @@ class UNet(Network):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module is self.output else "relu")
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        if self.residual:
+            nn.init.zeros_(self.output.weight)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the output for an input of height x width; ValueError where that is too small."""
@@ -170,7 +184,8 @@ class UNet(Network):
         for level, (upward, block) in enumerate(zip(self.upward, self.decoder, strict=True)):
             skip = skips[self.depth - 1 - level]
             features = block(self._joined(upward(features), skip, level))
-        return self.output(features)[..., :rows, :columns]
+        logits = self.output(features)[..., :rows, :columns]
+        return logits + torch.logit(image.float(), eps=QUARTER_LEVEL) if self.residual else logits
 
     def _joined(self, features: Tensor, skip: Tensor, level: int) -> Tensor:
         """Join the upsampled map with the skip, both cropped to what they share; level counts from the bottleneck."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.config import Config
+from pipeline.config import Config, completed
 from pipeline.records import manifest as manifests
 from pipeline.records.files import file_hash, write_json
 from pipeline.records.paths import Paths
@@ -152,6 +152,15 @@ def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
     return {"settings": settings, "inputs": inputs, "stainseg": __version__}
 
 
+def _with_defaults(made_from: dict[str, Any]) -> dict[str, Any]:
+    """Take settings that came after a result was made as their defaults, so that it is not stale for want of them."""
+    dumped = made_from | {"settings": completed(made_from["settings"])}
+    for key, names in NEVER_CHANGES_A_RESULT.items():
+        for name in names:
+            dumped["settings"].get(key, {}).pop(name, None)
+    return dumped
+
+
 def _name(path: Path, paths: Paths) -> str:
     return path.relative_to(paths.root).as_posix() if path.is_relative_to(paths.root) else str(path)
 
@@ -172,7 +181,7 @@ def _state(stage: Stage, config: Config, paths: Paths) -> tuple[manifests.Manife
     wanted = made_from(stage, config, paths)
     if manifest is None:
         return None, wanted, ["it is not there"]
-    differences = manifests.changes(manifest.made_from, wanted)
+    differences = manifests.changes(_with_defaults(manifest.made_from), wanted)
     damaged = manifests.damaged_outputs(stage.folder(paths), manifest)
     if damaged:
         differences.append(
@@ -202,7 +211,7 @@ def _run_one(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None
         return
     if manifest is not None:
         print(f"{stage.name:<9} redone: " + ("; ".join(differences) if differences else "asked for with --force"))
-        if force or manifest.made_from == wanted:
+        if force or _with_defaults(manifest.made_from) == wanted:
             _clear(stage, paths)
         else:
             aside = _set_aside(stage, paths, manifest)
@@ -216,7 +225,7 @@ def _run_one(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None
         print(f"{stage.name:<9} taken back from {aside_before}")
         return
     unfinished = stage.unfinished_file(paths)
-    if unfinished.exists() and json.loads(unfinished.read_text(encoding="utf-8")) == wanted:
+    if unfinished.exists() and _with_defaults(json.loads(unfinished.read_text(encoding="utf-8"))) == wanted:
         print(f"{stage.name:<9} carrying on where it was interrupted")
     else:
         _clear(stage, paths)
@@ -267,7 +276,7 @@ def _set_aside(stage: Stage, paths: Paths, manifest: manifests.Manifest) -> Path
 def _take_back(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:
     aside = _aside(stage, paths, manifests.short_name(wanted))
     manifest = manifests.read_manifest(aside / stage.manifest_file(paths).name)
-    if manifest is None or manifest.made_from != wanted or manifests.damaged_outputs(aside, manifest):
+    if manifest is None or _with_defaults(manifest.made_from) != wanted or manifests.damaged_outputs(aside, manifest):
         return False
     _clear(stage, paths)
     _move(stage, aside, stage.folder(paths), (*stage.owns, stage.manifest_file(paths).name))

@@ -126,3 +126,27 @@ def test_enlarging_mirrors_and_repeats() -> None:
     row = torch.tensor([[[[1.0, 2.0, 3.0]]]])
     assert enlarged(row.expand(1, 1, 2, 3), 2, 5)[0, 0, 0].tolist() == [1, 2, 3, 2, 1]
     assert enlarged(row, 2, 7)[0, 0].tolist() == [[1, 2, 3, 3, 3, 3, 3]] * 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (33, 50), (64, 64)])
+@torch.no_grad()
+def test_a_residual_network_begins_as_the_identity_to_the_grey_level(height: int, width: int) -> None:
+    levels = torch.randint(0, 256, (1, 3, height, width), generator=torch.Generator().manual_seed(height))
+    levels[..., 0, 0] = torch.tensor([0, 128, 255])
+    network = UNet(3, 3, width=2, depth=2, residual=True).eval()
+    made = torch.sigmoid(network(levels / 255.0))
+    assert torch.equal((made * 255.0).round().long(), levels)
+
+
+def test_a_residual_network_learns_the_change() -> None:
+    torch.manual_seed(1)
+    network = UNet(3, 3, width=2, depth=1, residual=True)
+    image = torch.rand(1, 3, 16, 16)
+    torch.sigmoid(network(image)).mean().backward()
+    assert network.output.weight.grad is not None and network.output.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("settings", [{"outputs": 2}, {"padded": False}, {"output_stride": 2}])
+def test_residual_is_refused_where_no_image_comes_out(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"network\.residual: expected an image"):
+        UNet(3, **{"outputs": 3, "width": 2, "depth": 2, "residual": True} | settings)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -91,6 +92,16 @@ def test_only_what_depends_on_a_setting_is_redone_and_the_reason_is_told(recorde
     assert recorder.go(tmp_path, "report", "report.cases=2", with_needs=True) == ["report"]
     assert "settings.report.cases: 4 -> 2" in capsys.readouterr().out
     assert recorder.go(tmp_path, "report", "report.cases=2", "seed=7", with_needs=True) == ["split", "report"]
+
+
+def test_a_setting_that_came_since_leaves_a_result_alone_at_its_default(recorder, tmp_path) -> None:
+    recorder.go(tmp_path, "report", with_needs=True)
+    file = tmp_path / "data/ingest/sample/stage.json"
+    entry = json.loads(file.read_text())
+    del entry["made_from"]["settings"]["ingest"]["layout"]
+    write_text(file, json.dumps(entry))
+    assert recorder.go(tmp_path, "report", with_needs=True) == []
+    assert "ingest" in recorder.go(tmp_path, "report", "ingest.layout=images", with_needs=True)
 
 
 def test_a_former_result_is_kept_and_taken_back(recorder, tmp_path, capsys) -> None:
