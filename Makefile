@@ -2,6 +2,7 @@
 #   make train CONFIG=configs/dsb2018.yaml SET="train.steps=100 seed=7"
 CONFIG  ?= configs/sample.yaml
 SET     ?=
+APPLY   ?=
 DATASET ?= dsb2018
 METHOD  ?= unet
 FROM    ?=
@@ -12,7 +13,7 @@ RUN     := $(VENV)/bin/python -m pipeline
 STAGES  := ingest split normalise augment predict report
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help train evaluate submission submit normaliser ablation data kaggle-submit bench bench-peers test check lock environment $(STAGES)
+.PHONY: help train evaluate submission submit normaliser restorer ablation data kaggle-submit bench bench-peers test check lock environment $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,6 +22,9 @@ help:  ## this list
 	@echo
 	@echo '  CONFIG=configs/X.yaml   settings (default $(CONFIG))'
 	@echo '  SET="key.path=value"    settings laid over the file'
+	@echo '  METHOD=<name>           of make normaliser: $(CLASSICAL); $(NORMALISERS)'
+	@echo '                          of make restorer: $(RESTORERS)'
+	@echo '  APPLY="key.path=value"  of make normaliser: settings of the step that applies it; SET are those of its training'
 
 train: $(READY)  ## everything up to a trained model
 	@$(RUN) train -c $(CONFIG) --with-needs $(SET)
@@ -38,14 +42,35 @@ $(STAGES): $(READY)
 	@$(RUN) $@ -c $(CONFIG) $(SET)
 
 # A learned method is trained and judged from its own config, then applied to CONFIG's images as a classical one is.
-LEARNED := $(wildcard configs/normalisers/$(METHOD).yaml)
-normaliser: $(READY)  ## a stain normaliser, trained where it is learned, applied to CONFIG's images (METHOD=macenko)
-ifneq ($(LEARNED),)
-	@$(RUN) report -c $(LEARNED) --with-needs $(SET)
-	@$(RUN) normalise -c $(CONFIG) --with-needs normalise.method=learned normalise.run=normalisers/$(METHOD)
-else
-	@$(RUN) normalise -c $(CONFIG) --with-needs normalise.method=$(METHOD) $(SET)
+CLASSICAL   := reinhard macenko vahadane ruifrok
+NORMALISERS := $(sort $(basename $(notdir $(wildcard configs/normalisers/*.yaml))))
+RESTORERS   := $(sort $(basename $(notdir $(wildcard configs/restorers/*.yaml))))
+NORMALISER  := $(METHOD:normalisers/%=%)
+RESTORER    := $(METHOD:restorers/%=%)
+# Before anything is made, so that a misspelt name waits for no environment.
+ifneq ($(filter normaliser,$(MAKECMDGOALS)),)
+ifeq ($(filter $(CLASSICAL) $(NORMALISERS),$(NORMALISER)),)
+$(error METHOD=$(METHOD): expected one of $(CLASSICAL), or learned: $(NORMALISERS) (configs/normalisers/)$(if \
+  $(filter $(RESTORERS),$(RESTORER)),; that one is a restorer: make restorer METHOD=$(RESTORER)))
 endif
+endif
+ifneq ($(filter restorer,$(MAKECMDGOALS)),)
+ifeq ($(filter $(RESTORERS),$(RESTORER)),)
+$(error make restorer: expected METHOD=<one of $(RESTORERS)> (configs/restorers/), found $(if \
+  $(filter file,$(origin METHOD)),none,METHOD=$(METHOD)))
+endif
+endif
+
+normaliser: $(READY)  ## a stain normaliser, trained where it is learned, applied to CONFIG's images (METHOD=macenko)
+ifneq ($(filter $(NORMALISERS),$(NORMALISER)),)
+	@$(RUN) report -c configs/normalisers/$(NORMALISER).yaml --with-needs $(SET)
+	@$(RUN) normalise -c $(CONFIG) --with-needs normalise.method=learned normalise.run=normalisers/$(NORMALISER) $(APPLY)
+else
+	@$(RUN) normalise -c $(CONFIG) --with-needs normalise.method=$(NORMALISER) $(SET) $(APPLY)
+endif
+
+restorer: $(READY)  ## a network that takes noise, holes or writing away, trained and judged (METHOD=denoise)
+	@$(RUN) report -c configs/restorers/$(RESTORER).yaml --with-needs $(SET)
 
 ablation: $(READY)  ## does a normaliser help? one segmenter without and with each (STUDY=sample)
 	@$(RUN) ablation $(STUDY)

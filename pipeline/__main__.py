@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StageNotReady as error:
         print(f"{options.name}: {error}", file=sys.stderr)
         return 2
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if options.trace:
             raise
         print(f"{options.name}: {error}", file=sys.stderr)
@@ -91,7 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     bench = _command(commands, "bench", "measure speed against other libraries, as ratios", _bench)
     bench.add_argument("suites", nargs="*", metavar="suite", help="stains; all where none is named")
     bench.add_argument("--install-peers", action="store_true", help="only install the other libraries, each by itself")
-    ablation = _command(commands, "ablation", "train one segmenter without and with each remedy", _run_ablation)
+    ablation = _command(
+        commands, "ablation", "train one segmenter without and with each remedy", _run_ablation,
+        "ablation: train one segmenter without and with each remedy, with every seed, and compare their scores.\n\n"
+        "Everything is checked before anything is trained; what is complete is not made again, so that the same\n"
+        "command carries on after an interruption. Writes reports/ablation/<study>.md, .json and .png.",
+    )  # fmt: skip
     ablation.add_argument("studies", nargs="*", help="studies of the file, by default all")
     ablation.add_argument("--file", type=Path, default=STUDIES, help=f"seeds, arms and studies (default {STUDIES})")
     _takes_config(_command(commands, "kaggle-submit", "hand in submission.csv with Kaggle's client", _hand_in))
@@ -99,14 +104,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_codes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    encode = _command(commands, "encode", "store images as codes of a trained autoencoder", _encode)
+    encode = _command(
+        commands, "encode", "store images as codes of a trained autoencoder", _encode,
+        "encode: store images as codes of a trained autoencoder, and say what JPEG makes of the same bytes.\n\n"
+        "  make train CONFIG=configs/normalisers/variational.yaml\n"
+        "  python -m pipeline encode --run normalisers/variational --images <file or folder> --out <folder>",
+    )  # fmt: skip
     encode.add_argument("--images", type=Path, required=True, help="an image, or a folder of images, of any size")
     encode.add_argument("--out", type=Path, required=True, help="folder for <stem>.code and codes.csv")
     encode.add_argument("--bits", type=int, default=8, help="bits of a number of the code, 1 to 16 (default 8)")
-    decode = _command(commands, "decode", "bring back the images that encode stored", _decode)
+    decode = _command(
+        commands, "decode", "bring back the images that encode stored", _decode,
+        "decode: bring back the images that encode stored, with the run that stored them.\n\n"
+        "  python -m pipeline decode --run normalisers/variational --codes <file or folder> --out <folder>",
+    )  # fmt: skip
     decode.add_argument("--codes", type=Path, required=True, help="a code, or a folder of codes")
     decode.add_argument("--out", type=Path, required=True, help="folder for <stem>.png")
-    generate = _command(commands, "generate", "draw images from a trained variational autoencoder", _generate)
+    generate = _command(
+        commands, "generate", "draw images from a trained variational autoencoder", _generate,
+        "generate: draw images from a trained variational autoencoder.\n\n"
+        "  make train CONFIG=configs/normalisers/variational.yaml\n"
+        "  python -m pipeline generate --run normalisers/variational --out <folder> --count 16 --size 128",
+    )  # fmt: skip
     generate.add_argument("--out", type=Path, required=True, help="folder for tile_<n>.png and grid.png")
     generate.add_argument("--count", type=int, default=16, help="images (default 16)")
     generate.add_argument("--size", type=int, default=128, help="their side in pixels (default 128)")
@@ -181,11 +200,14 @@ def _run_stage(options: argparse.Namespace) -> None:
 
 
 def _predict_images(options: argparse.Namespace) -> None:
-    from pipeline.stages.predict import predict_images
-
     missing = [flag for flag in ("run", "images", "out") if getattr(options, flag) is None]
     if missing:
         raise ValueError(f"predicting images needs --run, --images and --out; --{', --'.join(missing)} is missing")
+
+    from pipeline.records.out_folder import check_out
+    from pipeline.stages.predict import predict_images
+
+    check_out(options.out)
     predict_images(options.run, options.images, options.out, overlay=options.overlay, overrides=options.settings)
 
 

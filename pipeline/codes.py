@@ -17,8 +17,9 @@ from pipeline.metrics.stain import psnr
 from pipeline.networks.autoencoders import Autoencoder
 from pipeline.outputs import to_pixels
 from pipeline.records.codes import DIGEST_BYTES, HIGHEST_BITS, SUFFIX, StoredCode, from_bytes, quantise, to_bytes
-from pipeline.records.files import file_hash, write_bytes, write_text
-from pipeline.records.images import Readings
+from pipeline.records.files import file_hash, write_text
+from pipeline.records.images import Readings, encode_image
+from pipeline.records.out_folder import refuse_foreign, write_anew
 from pipeline.records.rasters import write_png
 from pipeline.trained import TrainedRun, named_run
 
@@ -30,6 +31,9 @@ LEAST_PLACES = 6 * CONTEXT
 GRID_GAP = 4
 LARGEST_SHEET = 64
 """Tiles that a grid shows; of more, the first."""
+TABLE, GRID = "codes.csv", "grid.png"
+SAME_SIZE = 0.05
+"""Share by which a JPEG may be larger or smaller than a code and still count as one of equal bytes."""
 HEADER = "image,height,width,bytes,raw_ratio,file_bytes,file_ratio,psnr,jpeg_quality,jpeg_bytes,jpeg_psnr"
 """Columns of codes.csv. bytes: of the code; raw_ratio, file_ratio: how many times smaller than 8-bit RGB, and than the
 file that was given; psnr: of the decoded image, in dB; jpeg_*: the JPEG whose size is nearest."""
@@ -177,30 +181,33 @@ def encode_images(run: str, images: Path, out: Path, bits: int = 8, compute: Com
     """Write <stem>.code for an image, or for each of a folder, and codes.csv; print what the storage costs and gains.
 
     run: a name below data/train/, or the run's folder; bits: of a number of the code, 1 to 16. Every image that cannot
-    be read is named at the end, after all others were written. Raises ValueError for those, for two images of one stem,
-    and for a run that has no code or makes no images.
+    be read is named at the end, after all others were written. The same command again gives the same bytes; another
+    file is never replaced. Raises ValueError for unreadable images, for two images of one stem, for a run that has no
+    code or makes no images, and where out cannot be used or holds something else.
     """
     if not 1 <= bits <= HIGHEST_BITS:
         raise ValueError(f"--bits: expected 1 to {HIGHEST_BITS}, found {bits}")
     trained = _run_of_images(run)
-    coder, weights = Coder(trained, compute), _digest(trained)
+    weights = _digest(trained)
     readings, stored = Readings(images, "encode"), []
+    _check_codes(out, {f"{file.stem}{SUFFIX}" for file in readings.files}, weights, bits)
+    coder = Coder(trained, compute)
     for file, image in readings:
         levels, lowest, step = quantise(coder.encode(image), bits)
         code = StoredCode(levels, lowest, step, bits, image.shape[0], image.shape[1], weights)
         content = to_bytes(code)
-        write_bytes(out / f"{file.stem}{SUFFIX}", content)
+        write_anew(out / f"{file.stem}{SUFFIX}", content)
         decoded = coder.decode(code.values, code.height, code.width)
         jpeg = nearest_jpeg(image, len(content))
         stored.append(
             Stored(file.name, code.height, code.width, len(content), file.stat().st_size, psnr(decoded, image), *jpeg)
         )
-    write_text(out / "codes.csv", "\n".join([HEADER, *(entry.row() for entry in stored)]) + "\n")
+    write_text(out / TABLE, "\n".join([HEADER, *(entry.row() for entry in stored)]) + "\n")
     for remark in readings.remarks:
         print(f"noted: {remark}")
     for line in _told(stored):
         print(line)
-    print(f"Written: {len(stored)} of {len(readings.files)} codes, and codes.csv, to {out}")
+    print(f"Written: {len(stored)} of {len(readings.files)} codes, and {TABLE}, to {out}")
     _refuse(readings.faults, len(readings.files), "images")
 
 
@@ -208,7 +215,8 @@ def decode_codes(run: str, codes: Path, out: Path, compute: ComputeSettings | No
     """Write <stem>.png for a code, or for each of a folder; the same bytes each time.
 
     run: the run that encoded them, by its name below data/train/ or its folder. Every code that cannot be decoded is
-    named at the end, after all others were. Raises ValueError for those, and for a folder without codes.
+    named at the end, after all others were. Another file is never replaced. Raises ValueError for codes that cannot be
+    decoded, for a folder without codes, and where out cannot be used or holds something else.
     """
     from tqdm import tqdm
 
@@ -216,6 +224,7 @@ def decode_codes(run: str, codes: Path, out: Path, compute: ComputeSettings | No
     files = sorted(codes.glob(f"*{SUFFIX}")) if codes.is_dir() else [codes] if codes.is_file() else []
     if not files:
         raise ValueError(f"{codes}: expected codes (*{SUFFIX}) that `python -m pipeline encode` wrote, found none")
+    refuse_foreign(out, {f"{file.stem}.png" for file in files})
     coder, weights = Coder(trained, compute), _digest(trained)
     faults = []
     for file in tqdm(files, desc="decode", unit="image", disable=None):
@@ -230,9 +239,31 @@ def decode_codes(run: str, codes: Path, out: Path, compute: ComputeSettings | No
         except ValueError as error:
             faults.append(f"{file}: {error}")
             continue
-        write_png(out / f"{file.stem}.png", image)
+        target = out / f"{file.stem}.png"
+        write_anew(target, encode_image(target.name, image))
     print(f"Written: {len(files) - len(faults)} of {len(files)} images to {out}")
     _refuse(faults, len(files), "codes")
+
+
+def _check_codes(out: Path, names: set[str], weights: bytes, bits: int) -> None:
+    """Refuse a folder that holds anything but codes of these names, weights and bits, and their table."""
+    table = out / TABLE
+    ours = {TABLE} if table.is_file() and table.read_bytes().startswith(HEADER.encode() + b"\n") else set()
+    refuse_foreign(out, names | ours)
+    others = sorted(name for name in names if (out / name).exists() and not _is_code(out / name, weights, bits))
+    if others:
+        raise ValueError(
+            f"--out {out}: expected an empty folder or the result of the same command, found {len(others)} codes of "
+            f"other weights or bits, {others[0]} among them; name another folder, or remove them"
+        )
+
+
+def _is_code(file: Path, weights: bytes, bits: int) -> bool:
+    try:
+        code = from_bytes(file.read_bytes())
+    except ValueError:
+        return False
+    return (code.weights, code.bits) == (weights, bits)
 
 
 def nearest_jpeg(image: np.ndarray, size: int) -> tuple[int, int, float]:
@@ -267,12 +298,29 @@ def _told(stored: Sequence[Stored]) -> Iterator[str]:
     total = sum(entry.bytes for entry in stored)
     raw, files = sum(entry.raw_bytes for entry in stored), sum(entry.file_bytes for entry in stored)
     yield (
-        f"{len(stored)} images, {total:,} bytes ({24 * total / raw:.3f} bits a pixel): {raw / total:.1f} times smaller "
-        f"than their pixels, {files / total:.1f} times smaller than their files"
+        f"{len(stored)} images, {total:,} bytes ({24 * total / raw:.3f} bits a pixel): {_times(total, raw)} than their "
+        f"pixels, {_times(total, files)} than their files"
     )
     own, other = (np.median([getattr(entry, name) for entry in stored]) for name in ("psnr", "jpeg_psnr"))
     jpeg = sum(entry.jpeg_bytes for entry in stored)
-    yield f"PSNR, median: {own:.2f} dB; JPEG of the nearest size: {other:.2f} dB at {jpeg:,} bytes"
+    yield (
+        f"PSNR, median: {own:.2f} dB; JPEG of the nearest size: {other:.2f} dB at {jpeg:,} bytes, "
+        f"{jpeg / total:.2f} times the codes'"
+    )
+    yield f"At equal or fewer bytes {_verdict(stored)}"
+
+
+def _times(size: int, other: int) -> str:
+    return f"{other / size:.1f} times smaller" if size <= other else f"{size / other:.1f} times larger"
+
+
+def _verdict(stored: Sequence[Stored]) -> str:
+    """Say for how many images the code, or JPEG, is better: higher PSNR in equal or fewer bytes."""
+    code = sum(e.psnr > e.jpeg_psnr and e.bytes <= e.jpeg_bytes * (1 + SAME_SIZE) for e in stored)
+    jpeg = sum(e.psnr < e.jpeg_psnr and e.jpeg_bytes <= e.bytes * (1 + SAME_SIZE) for e in stored)
+    undecided = len(stored) - code - jpeg
+    told = f"the code is better for {code} of {len(stored)} images, JPEG for {jpeg}"
+    return told + (f"; {undecided} without a JPEG of that size, or with equal PSNR" if undecided else "")
 
 
 def _run_of_images(run: str) -> TrainedRun:
@@ -311,13 +359,15 @@ def generate_images(
     """Write tile_<n>.png, and grid.png of all, decoded from codes drawn from N(0, 1); the same bytes each time.
 
     run: of a variational autoencoder, by its name below data/train/ or its folder; size: side in pixels; seed: by
-    default the run's. Tile n does not depend on the count. Raises ValueError for any other run.
+    default the run's. Tile n does not depend on the count. Another file is never replaced. Raises ValueError for any
+    other run, and where out cannot be used or holds something else.
     """
     from tqdm import tqdm
 
-    for name, value, largest in (("--count", count, 9999), ("--size", size, 8192)):
-        if not 1 <= value <= largest:
-            raise ValueError(f"{name}: expected 1 to {largest}, found {value}")
+    asked = (("--count", count, 1, 9999), ("--size", size, 1, 8192), ("--seed", seed or 0, 0, 2**32 - 1))
+    for flag, value, least, largest in asked:
+        if not least <= value <= largest:
+            raise ValueError(f"{flag}: expected {least} to {largest}, found {value}")
     trained = _run_of_images(run)
     if trained.config.train.network.name != "autoencoder:variational":
         raise ValueError(
@@ -325,15 +375,17 @@ def generate_images(
             f"found {trained.config.train.network.name}: nothing says where its codes lie; train one with "
             f"train.network.name=autoencoder:variational"
         )
+    names = [f"tile_{number:04d}.png" for number in range(1, count + 1)]
+    refuse_foreign(out, {*names, *([GRID] if (out / names[0]).exists() else [])})
     coder = Coder(trained, compute)
     generator = torch.Generator().manual_seed(trained.config.seed if seed is None else seed)
-    shown = []
-    for number in tqdm(range(1, count + 1), desc="generate", unit="image", disable=None):
+    shown: list[np.ndarray] = []
+    for name in tqdm(names, desc="generate", unit="image", disable=None):
         with torch.inference_mode():
             tile = to_pixels(coder.activation(coder.network.sample(1, size, size, generator).float())[0].cpu().numpy())
-        write_png(out / f"tile_{number:04d}.png", tile)
-        shown += [tile] if number <= LARGEST_SHEET else []
-    write_png(out / "grid.png", _grid(shown))
+        write_anew(out / name, encode_image(name, tile))
+        shown += [tile] if len(shown) < LARGEST_SHEET else []
+    write_png(out / GRID, _grid(shown))
     print(f"Written: {count} images of {size} x {size} pixels, and grid.png, to {out}")
 
 

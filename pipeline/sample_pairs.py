@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.laboratories import LABORATORIES, write_laboratories
 from pipeline.records.files import write_text
 from pipeline.records.rasters import write_png
-from pipeline.sample import LABORATORIES, Section, Tissue, replaced_whole, sections, write_laboratories
+from pipeline.sample import Section, replaced_whole, sections
+from pipeline.tissue import Tissue
 
 VERSION = 2
 """Raised with every change to a pixel, so that earlier pairs are written anew."""

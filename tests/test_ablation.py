@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from pipeline.ablation import as_table, compare_arms, read_ablation
-from pipeline.config import ConfigError, load_config
+from pipeline.ablation import as_table, compare_arms, draw_gains, read_ablation, run_ablation
+from pipeline.config import Config, ConfigError, dump_config
+from pipeline.records.case import Case
+from pipeline.records.paths import Paths
 
 ROOT = Path(__file__).parents[1]
 CASES, GROUPS = 48, 12
@@ -53,16 +59,159 @@ def test_arms_scored_on_other_cases_are_refused() -> None:
         compare_arms({"none": [scores(0.7, 1)], "other": [scores(0.7, 1).iloc[:-1]]})
 
 
-def test_every_arm_of_the_committed_studies_is_a_valid_setting() -> None:
-    ablation = read_ablation(ROOT / "configs" / "studies" / "ablation.yaml")
-    for study in ablation.studies.values():
-        for arm in ablation.arms.values():
-            load_config(ROOT / study.config, [*study.settings, *(setting.format(normaliser="n") for setting in arm)])
-        if study.normaliser:
-            load_config(ROOT / study.normaliser, study.normaliser_settings)
+# --- What is compared
+
+
+def written(
+    folder: Path, seeds: Sequence[int] = (1, 2), arms: dict[str, list[str]] | None = None, **study: object
+) -> Path:
+    """An ablation's file, with a segmenter's settings beside it."""
+    (folder / "segmenter.yaml").write_text("dataset: made\ntrain: {steps: 7}\n")
+    arms = {"none": [], "stain jitter": ["augment.stain_jitter=0.2"]} if arms is None else arms
+    content = {"seeds": list(seeds), "arms": arms, "studies": {"made": {"config": "segmenter.yaml", **study}}}
+    (folder / "ablation.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder / "ablation.yaml"
+
+
+def test_the_committed_studies_can_be_used() -> None:
+    assert [*read_ablation(ROOT / "configs" / "studies" / "ablation.yaml", ROOT).studies] == ["sample", "dsb2018"]
+
+
+def test_everything_wrong_is_told_at_once_and_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.ablation.run_stage", lambda *_, **__: pytest.fail("something was run"))
+    arms = {"no ne": [], "No-ne": ["train.step=3"], "learned": ["normalise.run={normaliser}"], "a/b": [],
+            "other": ["split.folds=3"], "normaliser": [], "maker": ["train.task=reconstruction"]}  # fmt: skip
+    with pytest.raises(ConfigError) as told:
+        run_ablation(written(tmp_path, [1], arms, normaliser="absent.yaml"), root=tmp_path)
+    for part in (
+        "seeds: expected at least 2, each once, since a gain counts only above their spread, found [1]",
+        "arms: expected a folder of its own for each name, found no-ne for 'no ne' and 'No-ne'",
+        "found normaliser for the learned normaliser's run and 'normaliser'",
+        "found 'a/b'",
+        "did you mean train.steps?",
+        "absent.yaml: expected a YAML file",
+        "arm other: expected the images and the split of the first arm, found other settings of split",
+        "arm maker: expected a segmenter, found train.task=reconstruction",
+        "nothing was trained",
+    ):
+        assert part in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "arms", "expected"),
+    [
+        ([], None, "seeds: expected at least 2"),
+        ([3, 1, 3], None, r"seeds: expected at least 2, each once, .* found \[3, 1, 3\]"),
+        ([-1, 1], None, "seeds.0: .*greater than or equal to 0"),
+        ([1, 2], {}, "arms: expected at least 2, .* found none"),
+        ([1, 2], {"none": []}, "arms: expected at least 2, .* found none"),
+        ([1, 2], {"none": [], "b": ["normalise.run={normaliser}"]}, "expected its settings in studies.made.normaliser"),
+    ],
+)
+def test_seeds_and_arms_are_checked(
+    tmp_path: Path, seeds: list[int], arms: dict[str, list[str]] | None, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        read_ablation(written(tmp_path, seeds, arms), tmp_path)
 
 
 def test_a_misspelt_study_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("arms: {none: []}\nstudys: {}\n")
     with pytest.raises(ConfigError, match="studys"):
         read_ablation(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"expected YAML with seeds, arms and studies, found: .*No such file"):
+        read_ablation(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="expected studies out of made, found mad"):
+        run_ablation(written(tmp_path), ["mad"], tmp_path)
+
+
+# --- Running
+
+
+class Stages:
+    """Stages that write what an ablation reads of a finished run, and are interrupted once."""
+
+    def __init__(self, killed_at: int = -1) -> None:
+        self.killed_at = killed_at
+        self.run: list[str] = []
+
+    def __call__(self, name: str, config: Config, paths: Paths, *, with_needs: bool) -> None:
+        if name == "split" or (paths.train / "stage.json").exists():
+            return
+        if len(self.run) == self.killed_at:
+            self.killed_at = -1
+            raise KeyboardInterrupt
+        self.run.append(config.run)
+        paths.train.mkdir(parents=True)
+        (paths.train / "config.yaml").write_text(dump_config(config))
+        manifest = {"stage": "train", "made_from": {}, "outputs": {}, "provenance": {"seconds": 12.5}}
+        (paths.train / "stage.json").write_text(json.dumps(manifest))
+        if name == "evaluate":
+            paths.reports.mkdir(parents=True)
+            assert config.train.seed is not None
+            table = scores(0.7 + config.augment.stain_jitter, config.train.seed, 0.001)
+            table.to_csv(paths.reports / "per_case.csv")
+
+
+def parts(paths: Paths, normaliser_learns: str = "a") -> dict[str, list[Case]]:
+    """The parts of two cases; the normaliser has a split of its own."""
+
+    def case(name: str) -> Case:
+        return Case(name, "made", f"{name}.png", None, "none", None, None, 8, 8, None, name)
+
+    train = normaliser_learns if paths.run.endswith("/normaliser") else "a"
+    return {"train": [case(train)], "validation": [], "test": [case("b")], "unlabelled": []}
+
+
+def test_a_normaliser_that_learns_from_test_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "learned.yaml").write_text("dataset: made\ntrain: {task: reconstruction}\n")
+    arms = {"none": [], "learned": ["normalise.method=learned", "normalise.run={normaliser}"]}
+    stages = Stages()
+    monkeypatch.setattr("pipeline.ablation.run_stage", stages)
+    monkeypatch.setattr("pipeline.ablation.read_parts", lambda paths: parts(paths, "b"))
+    with pytest.raises(ValueError, match=r"never saw the 1 test images, found 1 of them (.|\n)*Nothing was trained"):
+        run_ablation(written(tmp_path, arms=arms, normaliser="learned.yaml"), root=tmp_path)
+    assert not stages.run
+
+
+def test_a_killed_ablation_carries_on_and_says_what_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "learned.yaml").write_text("dataset: made\nseed: 5\ntrain: {task: reconstruction, steps: 9}\n")
+    learned = ["augment.stain_jitter=0", "normalise.method=learned", "normalise.run={normaliser}"]
+    arms = {"none": learned[:1], "stain jitter": ["augment.stain_jitter=0.1"], "learned": learned}
+    file = written(tmp_path, [1, 2], arms, normaliser="learned.yaml")
+    stages = Stages(killed_at=3)
+    monkeypatch.setattr("pipeline.ablation.run_stage", stages)
+    monkeypatch.setattr("pipeline.ablation.read_parts", parts)
+    with pytest.raises(KeyboardInterrupt):
+        run_ablation(file, root=tmp_path)
+    assert not (tmp_path / "reports" / "ablation" / "made.json").exists()
+    run_ablation(file, root=tmp_path)
+    home = "ablation/made/"
+    runs = ["none/seed-1", "none/seed-2", "stain-jitter/seed-1", "stain-jitter/seed-2", "normaliser", "learned/seed-1",
+            "learned/seed-2"]  # fmt: skip
+    assert stages.run == [home + run for run in runs]
+    found = json.loads((tmp_path / "reports" / "ablation" / "made.json").read_text())
+    assert found["scores"]["dice"]["stain jitter"]["verdict"] == "helps"
+    assert found["made"]["command"] == f"python -m pipeline ablation made --file {file}"
+    assert found["made"]["trainings"]["learned"][1] == {"seed": 2, "steps": 7, "seconds": 12.5}
+    assert found["made"]["normaliser"] == {"seed": 5, "steps": 9, "seconds": 12.5}
+    table = (tmp_path / "reports" / "ablation" / "made.md").read_text()
+    assert "| stain jitter | 1, 2 | 7, 7 | 12.5, 12.5 |" in table and "The normaliser was trained once" in table
+    assert f"`{found['made']['command']}`: stainseg {found['made']['stainseg']}" in table
+    assert (tmp_path / "reports" / "ablation" / "made.png").exists()
+
+
+def test_images_that_are_missing_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"study made: (.|\n)*Nothing was trained"):
+        run_ablation(written(tmp_path), root=tmp_path)
+
+
+def test_the_figure_has_a_panel_a_score_and_leaves_out_intervals_there_are_none_of(tmp_path: Path) -> None:
+    entry = {"mean": 0.7, "spread": 0.01, "gain": 0.02, "low": 0.01, "high": 0.03, "verdict": "helps"}
+    without = entry | {"low": None, "high": None, "verdict": "no"}
+    result = {score: {"none": {"mean": 0.7, "spread": 0.01}, "a": entry, "b": without} for score in ("dice", "ap")}
+    for count, name in ((2, "both"), (1, "one")):
+        draw_gains("made", {"scores": dict([*result.items()][:count])}, tmp_path / f"{name}.png")
+    both, one = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("both", "one"))
+    assert both is not None and one is not None and both.shape[1] > one.shape[1]
+    assert both.std() > 1

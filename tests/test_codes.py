@@ -12,7 +12,18 @@ import pytest
 import torch
 
 from pipeline.code_table import LEAST_CASES, lay_out, write_codes
-from pipeline.codes import CONTEXT, Coder, _jpeg, _pieced, decode_codes, encode_images, generate_images, nearest_jpeg
+from pipeline.codes import (
+    CONTEXT,
+    Coder,
+    Stored,
+    _jpeg,
+    _pieced,
+    _told,
+    decode_codes,
+    encode_images,
+    generate_images,
+    nearest_jpeg,
+)
 from pipeline.config import ComputeSettings, Config, dump_config
 from pipeline.metrics.stain import psnr
 from pipeline.networks import build_network
@@ -186,6 +197,73 @@ def test_the_nearest_jpeg_is_found() -> None:
         assert 10 < quality_psnr < 60
 
 
+def test_what_is_told_of_jpeg_and_of_sizes_is_what_was_found() -> None:
+    def stored(size: int, file: int, psnr: float, jpeg: int, jpeg_psnr: float) -> Stored:
+        return Stored("a.png", 10, 10, size, file, psnr, 50, jpeg, jpeg_psnr)
+
+    ratios, _, jpeg = _told([stored(100, 50, 30, 104, 31), stored(100, 50, 30, 96, 29), stored(100, 50, 30, 150, 31)])
+    assert "3.0 times smaller than their pixels, 2.0 times larger than their files" in ratios
+    assert jpeg == (
+        "At equal or fewer bytes the code is better for 1 of 3 images, JPEG for 1; 1 without a JPEG of that size, or "
+        "with equal PSNR"
+    )
+    assert [*_told([stored(100, 50, 30, 90, 31)])][2].endswith("the code is better for 0 of 1 images, JPEG for 1")
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()} if folder.exists() else {}
+
+
+def test_nothing_of_another_command_is_replaced(tmp_path: Path) -> None:
+    own, other = (
+        str(run_in(tmp_path / name, VARIATIONAL, seed=seed).folder) for seed, name in enumerate(("own", "other"))
+    )
+    for folder, seed in (("in", 0), ("others", 1)):
+        write_png(tmp_path / folder / "a.png", tissue(20, 20, seed))
+    images, codes, back, drawn = (tmp_path / name for name in ("in", "codes", "back", "drawn"))
+    encode_images(own, images, codes, compute=HERE)
+    decode_codes(own, codes, back, HERE)
+    generate_images(own, drawn, 3, 16, compute=HERE)
+    before = [everything_in(folder) for folder in (images, codes, back, drawn)]
+    same = "expected an empty folder or the result of the same command, found "
+    with pytest.raises(ValueError, match=same + r"1 codes of other weights or bits, a\.code among them"):
+        encode_images(other, images, codes, compute=HERE)
+    with pytest.raises(ValueError, match="other weights or bits"):
+        encode_images(own, images, codes, 4, HERE)
+    with pytest.raises(ValueError, match=r"never overwritten: .* another at .*a\.code"):
+        encode_images(own, tmp_path / "others", codes, compute=HERE)
+    with pytest.raises(ValueError, match=same + r"1 other files: a\.png"):
+        encode_images(own, images, images, compute=HERE)
+    with pytest.raises(ValueError, match=same + r"2 other files: a\.code, codes\.csv"):
+        decode_codes(own, codes, codes, HERE)
+    with pytest.raises(ValueError, match=r"never overwritten: .* another at .*a\.png"):
+        decode_codes(own, codes, images, HERE)
+    with pytest.raises(ValueError, match=r"never overwritten: .* another at .*tile_0001\.png"):
+        generate_images(other, drawn, 3, 16, compute=HERE)
+    with pytest.raises(ValueError, match=same + r"1 other files: tile_0003\.png"):
+        generate_images(own, drawn, 2, 16, compute=HERE)
+    encode_images(own, images, codes, compute=HERE)
+    decode_codes(own, codes, back, HERE)
+    generate_images(own, drawn, 3, 16, compute=HERE)
+    assert before == [everything_in(folder) for folder in (images, codes, back, drawn)]
+
+
+@pytest.mark.parametrize("out", ["note", "note/below"])
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path, out: str) -> None:
+    run = str(run_in(tmp_path / "run", VARIATIONAL).folder)
+    write_png(tmp_path / "in" / "a.png", tissue(20, 20))
+    encode_images(run, tmp_path / "in", tmp_path / "codes", compute=HERE)
+    (tmp_path / "note").write_text("mine")
+    found = "--out .*note.*: expected a folder, found (a file|that .*note is a file); name another folder"
+    with pytest.raises(ValueError, match=found):
+        encode_images(run, tmp_path / "in", tmp_path / out, compute=HERE)
+    with pytest.raises(ValueError, match=found):
+        decode_codes(run, tmp_path / "codes", tmp_path / out, HERE)
+    with pytest.raises(ValueError, match=found):
+        generate_images(run, tmp_path / out, 2, 16, compute=HERE)
+    assert (tmp_path / "note").read_text() == "mine"
+
+
 # --- Drawing ------------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +286,8 @@ def test_only_a_variational_run_draws(tmp_path: Path) -> None:
         generate_images(str(trained.folder), tmp_path / "out", compute=HERE)
     with pytest.raises(ValueError, match="--count: expected 1 to 9999, found 0"):
         generate_images(str(trained.folder), tmp_path / "out", 0, compute=HERE)
+    with pytest.raises(ValueError, match="--seed: expected 0 to 4294967295, found -5"):
+        generate_images(str(trained.folder), tmp_path / "out", seed=-5, compute=HERE)
 
 
 # --- The table ----------------------------------------------------------------------------------------------------

@@ -52,6 +52,19 @@ def test_predicting_images_says_which_flag_is_missing(capsys) -> None:
     assert "--run, --out is missing" in capsys.readouterr().err
 
 
+def test_predicting_into_a_file_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "note").write_text("mine")
+    assert main(["predict", "--run", "absent", "--images", str(ROOT), "--out", str(tmp_path / "note")]) == 2
+    assert "note: expected a folder, found a file; name another folder" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_told_without_a_trace(tmp_path: Path, capsys) -> None:
+    # A folder where a file is expected.
+    assert main(["score", str(tmp_path), str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("score: ") and str(tmp_path) in told
+
+
 def test_the_resolved_settings_are_printed(capsys) -> None:
     assert main(["config", "-c", str(ROOT / "configs/sample.yaml"), "seed=7"]) == 0
     text = capsys.readouterr().out

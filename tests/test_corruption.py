@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import CorruptionSettings
 from pipeline.corruption import Corruption, restain
+from pipeline.laboratories import LABORATORIES
 from pipeline.metrics.stain import psnr, stain_vectors, structure, vector_angles
-from pipeline.sample import LABORATORIES, render_field
+from pipeline.tissue import render_field
 
 EVERY = {
     "restain": CorruptionSettings(restain=1.0),

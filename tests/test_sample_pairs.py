@@ -16,11 +16,12 @@ import pytest
 
 from pipeline import sample_pairs
 from pipeline.config import load_config
+from pipeline.laboratories import LABORATORIES
 from pipeline.metrics.stain import psnr
 from pipeline.records.case import read_cases
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image
-from pipeline.sample import LABORATORIES, Section, render_sample
+from pipeline.sample import Section, render_sample
 from pipeline.sample_pairs import INPUTS, TARGET, SamplePair, render_pairs, write_sample_pairs
 from pipeline.stages import ingest
 

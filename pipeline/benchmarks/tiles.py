@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.laboratories import LABORATORIES
 from pipeline.records.rasters import read_image
-from pipeline.sample import LABORATORIES, TissueKind, render_field
+from pipeline.tissue import TissueKind, render_field
 
 SIZES = ((256, 320), (1024, 960))
 """Height and width."""

@@ -31,6 +31,7 @@ from pipeline.records.images import (
     find_images,
     read_any_image,
 )
+from pipeline.records.out_folder import check_out, refuse_foreign, write_anew
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
 from pipeline.records.split import read_parts, read_split_table
@@ -258,8 +259,7 @@ def _check_settings(settings: NormaliseSettings, reference: Path | None) -> None
 def _check_out(images: Path, out: Path, tiles: Sequence[Tile]) -> None:
     """Refuse a folder where results would mix with, or take the place of, something else."""
     here, there = images.resolve(), out.resolve()
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: expected a folder, found {_kind(out)}")
+    check_out(out)
     if there == here.parent or (images.is_dir() and (there == here or here in there.parents or there in here.parents)):
         raise ValueError(f"--out {out}: expected a folder apart from {images}, found the same, or one within the other")
     same: dict[str, list[str]] = defaultdict(list)
@@ -271,23 +271,13 @@ def _check_out(images: Path, out: Path, tiles: Sequence[Tile]) -> None:
             f"{images}: expected names that differ in more than capitals, since many systems would write them to one "
             f"file, found {'; '.join(clashes)}; rename them"
         )
-    found = {file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir() and file.name[0] != "."}
     ours = {tile.name for tile in tiles} | {STAIN, Path(STAIN).with_suffix(".pt").name, STATUS}
-    foreign = found - ours if STAIN in found else found
-    if foreign:
-        raise ValueError(
-            f"--out {out}: expected an empty folder or the result of the same command, found {len(foreign)} other "
-            f"files: {some(foreign)}; name another folder, or remove them"
-        )
+    refuse_foreign(out, ours if (out / STAIN).exists() else ())
 
 
 def _write_anew(file: Path, image: np.ndarray) -> None:
     """Write an image where there is none, or the same. Raises FaultyFile where another is there."""
-    content = encode_image(file.name, image)
-    if not file.exists():
-        write_bytes(file, content)
-    elif file.read_bytes() != content:
-        raise FaultyFile("never overwritten", "no file, or the same image", f"another at {file}", "remove that first")
+    write_anew(file, encode_image(file.name, image))
 
 
 def _notes(remarks: Iterable[tuple[str, str, str]], others: Sequence[Path], tiles: Sequence[Tile]) -> Iterator[str]:

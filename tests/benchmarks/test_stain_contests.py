@@ -12,9 +12,10 @@ import pytest
 from pipeline.benchmarks import agreement, peers, plain, stains, tiles
 from pipeline.benchmarks.stain_sides import GAIN, VECTORS, prepare
 from pipeline.benchmarks.timing import Contest, Pace, Row
-from pipeline.sample import LABORATORIES, render_field
+from pipeline.laboratories import LABORATORIES
 from pipeline.stains import METHODS
 from pipeline.stains.optical_density import mix, sample_pixels
+from pipeline.tissue import render_field
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.laboratories import LABORATORIES
 from pipeline.metrics import stain
-from pipeline.sample import LABORATORIES, render_field
 from pipeline.stains.optical_density import stain_basis
+from pipeline.tissue import render_field
 
 NORTH = LABORATORIES["north"].plain()
 

@@ -12,10 +12,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-from pipeline.sample import LABORATORIES, Laboratory, TissueKind, render_tissue
+from pipeline.laboratories import LABORATORIES, Laboratory
 from pipeline.stains import METHODS
 from pipeline.stains.optical_density import tissue_mask, to_density
 from pipeline.stains.separation import unmixing
+from pipeline.tissue import TissueKind, render_tissue
 
 KINDS: tuple[TissueKind, ...] = ("gland", "nest", "lymphoid", "stroma")
 PURE = 0.025

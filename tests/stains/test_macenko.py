@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.sample import LABORATORIES
+from pipeline.laboratories import LABORATORIES
 from pipeline.stains.macenko import Macenko
 from pipeline.stains.optical_density import density_tables, tissue_pixels
 from pipeline.stains.separation import LINEAR, exchange, scaling

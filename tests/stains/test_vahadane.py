@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.sample import LABORATORIES
+from pipeline.laboratories import LABORATORIES
 from pipeline.stains.optical_density import WHITE, tissue_pixels, to_density
 from pipeline.stains.separation import exchange, unmixing
 from pipeline.stains.vahadane import SPARSITY, Vahadane

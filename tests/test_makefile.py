@@ -1,0 +1,74 @@
+"""The Makefile hands settings on to the right command, and names what there is where a name is misspelt."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.stains import METHODS
+
+ROOT = Path(__file__).parents[1]
+CLASSICAL = "reinhard macenko vahadane ruifrok"
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def made(*arguments: str) -> tuple[int, list[str], str]:
+    """Exit status, commands (after `python -m pipeline`) and error of a dry run; the environment counts as there."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", "-o", ".venv/.ready", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    commands = [line.partition("-m pipeline ")[2].strip() for line in done.stdout.splitlines()]
+    return done.returncode, commands, done.stderr
+
+
+def test_settings_of_training_and_of_applying_reach_their_command() -> None:
+    _, commands, _ = made("normaliser", "METHOD=unet", "SET=train.steps=3", "APPLY=normalise.fail_if_fallback_over=1")
+    assert commands == [
+        "report -c configs/normalisers/unet.yaml --with-needs train.steps=3",
+        "normalise -c configs/sample.yaml --with-needs normalise.method=learned normalise.run=normalisers/unet "
+        "normalise.fail_if_fallback_over=1",
+    ]
+    _, commands, _ = made("normaliser", "METHOD=macenko", "SET=seed=3", "APPLY=normalise.maximum_gain=3")
+    assert commands == [
+        "normalise -c configs/sample.yaml --with-needs normalise.method=macenko seed=3 normalise.maximum_gain=3"
+    ]
+
+
+@pytest.mark.parametrize("name", ["denoise", "restorers/denoise"])
+def test_a_restorer_is_trained_and_judged(name: str) -> None:
+    _, commands, _ = made("restorer", f"METHOD={name}", "SET=seed=3")
+    assert commands == ["report -c configs/restorers/denoise.yaml --with-needs seed=3"]
+
+
+@pytest.mark.parametrize("folder", ["normalisers", "restorers"])
+def test_every_committed_method_is_reached(folder: str) -> None:
+    for file in sorted((ROOT / "configs" / folder).glob("*.yaml")):
+        _, commands, _ = made(folder.removesuffix("s"), f"METHOD={file.stem}")
+        assert commands[0] == f"report -c configs/{folder}/{file.name} --with-needs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("normaliser", "METHOD=unett"), f"METHOD=unett: expected one of {CLASSICAL}, or learned: camelyon17 "),
+        (("normaliser", "METHOD=denoise"), "that one is a restorer: make restorer METHOD=denoise"),
+        (
+            ("restorer",),
+            "expected METHOD=<one of colourise denoise inpaint watermark> (configs/restorers/), found none",
+        ),
+        (("restorer", "METHOD=unet"), "(configs/restorers/), found METHOD=unet"),
+    ],
+)
+def test_a_misspelt_method_is_told_with_those_there_are(arguments: tuple[str, ...], told: str) -> None:
+    status, commands, error = made(*arguments)
+    assert status == 2 and not commands and told in error
+
+
+def test_the_classical_methods_are_those_of_the_code() -> None:
+    assert set(METHODS) == set(CLASSICAL.split())
+    assert f"CLASSICAL   := {CLASSICAL}" in (ROOT / "Makefile").read_text(encoding="utf-8")
