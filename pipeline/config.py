@@ -315,6 +315,16 @@ class ClassificationSettings(Settings):
     """Weight of a class in the loss: its share of the cases to the power of minus this; 0: all alike."""
 
 
+def _changed(value: Any, default: Any, name: str) -> list[str]:
+    """Name a setting, or those of a section, that are not at their default."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return [
+            found for key in fields for found in _changed(getattr(value, key), getattr(default, key), f"{name}.{key}")
+        ]
+    return [] if value == default else [name]
+
+
 class TrainSettings(Settings):
     """The model and how it is trained."""
 
@@ -368,6 +378,26 @@ class TrainSettings(Settings):
     """Memory for decoded images, over all loader workers together."""
     track: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     """Trackers written beside history.csv; needs the extra [tracking]."""
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> TrainSettings:
+        """Refuse settings of other tasks than the one that is trained for."""
+        images = ("reconstruction", "translation")
+        owners = {
+            "target": ("segmentation",), "loss": ("segmentation",), "corruption": images,
+            "reconstruction": ("reconstruction",), "translation": ("translation",),
+            "classification": ("classification",),
+        }  # fmt: skip
+        idle = [
+            f"{name} (of task {' or '.join(tasks)})"
+            for section, tasks in owners.items() if self.task not in tasks
+            for name in _changed(getattr(self, section), type(self).model_fields[section].default, section)
+            # Which images are learned from is asked of both tasks that make images.
+            if not (name == "reconstruction.reference_strata" and self.task in images)
+        ]  # fmt: skip
+        if idle:
+            raise ValueError(f"task {self.task} has no use for {', '.join(idle)}: leave out, or set train.task")
+        return self
 
 
 class PredictSettings(Settings):
@@ -475,6 +505,17 @@ class Config(Settings):
     """The submission."""
     compute: ComputeSettings = ComputeSettings()
     """Device, precision, processes."""
+
+    @model_validator(mode="after")
+    def _evaluate_fits_the_task(self) -> Config:
+        named = _changed(self.evaluate, EvaluateSettings(), "evaluate")
+        idle = [name for name in named if name != "evaluate.resamples"]
+        if idle and self.train.task not in ("reconstruction", "translation"):
+            raise ValueError(
+                f"{', '.join(idle)}: judge a run that makes images (task reconstruction or translation), and this one "
+                f"is for {self.train.task}: leave out"
+            )
+        return self
 
     @field_validator("run")
     @classmethod

@@ -132,6 +132,21 @@ def other_runs(config: Config, paths: Paths) -> dict[str, TrainedRun]:
     return found
 
 
+def segmenter_run(config: Config, paths: Paths) -> TrainedRun | None:
+    """Open the run that evaluate.segmenter names, None where none is. Raises ValueError where it makes no masks."""
+    name = config.evaluate.segmenter
+    if name is None:
+        return None
+    try:
+        trained = open_run(paths.run_folder(name))
+        if trained.outputs.is_image or trained.outputs.is_class:
+            raise ValueError(f"{trained.folder} was trained for {trained.config.train.task}, makes no masks")
+        trained.thresholds()
+    except ValueError as error:
+        raise ValueError(f"evaluate.segmenter: expected a trained segmentation, found {name!r}: {error}") from error
+    return trained
+
+
 def judge(subject: Subject) -> Judged:
     """Judge a run and what stands beside it on the test part; write what each makes to reports/<run>/normalised/.
 
@@ -416,17 +431,9 @@ class _Segmenter:
 
     @classmethod
     def of(cls, subject: Subject) -> _Segmenter | None:
-        """Open evaluate.segmenter; None where none is named. Raises ValueError where it makes no masks."""
-        name = subject.config.evaluate.segmenter
-        if name is None:
-            return None
-        try:
-            trained = open_run(subject.paths.root / "data" / "train" / name)
-            if trained.outputs.is_image:
-                raise ValueError(f"{trained.folder} makes images and no masks")
-            return cls(subject, trained)
-        except ValueError as error:
-            raise ValueError(f"evaluate.segmenter: expected a trained segmentation, found {name!r}: {error}") from error
+        """Load evaluate.segmenter; None where none is named."""
+        trained = segmenter_run(subject.config, subject.paths)
+        return None if trained is None else cls(subject, trained)
 
     def _mask(self, image: np.ndarray) -> np.ndarray:
         from pipeline.instances import label_raster

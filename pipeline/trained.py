@@ -17,8 +17,10 @@ from pipeline.networks import Network, build_network
 from pipeline.networks.autoencoders import Autoencoder
 from pipeline.networks.classifier import Classifier, build_classifier
 from pipeline.outputs import Outputs
+from pipeline.records.seen import RECORD as THRESHOLDS
+from pipeline.records.seen import Seen
 
-BEST, FROZEN, MODEL, THRESHOLDS, STAIN = "best.pt", "config.yaml", "model.json", "thresholds.json", "stain.json"
+BEST, FROZEN, MODEL, STAIN = "best.pt", "config.yaml", "model.json", "stain.json"
 IMAGE_CHANNELS = 3
 IMAGE_BORDER = 16
 """Pixels by which images are mirrored at their edges before a network makes another image of them."""
@@ -82,6 +84,11 @@ class TrainedRun:
                 f"{file}: expected the thresholds tuned at the end of training, found nothing; run `make train`"
             )
         return dict(json.loads(file.read_text(encoding="utf-8")))
+
+    @property
+    def seen(self) -> Seen:
+        """What took part in training or choosing, here or in a run that this one stands on."""
+        return Seen.of_record(self.chosen(), self.config.dataset)
 
     def thresholds(self) -> Thresholds:
         """Return the parameters of the post-processing."""

@@ -107,3 +107,21 @@ def test_settings_that_came_later_are_taken_as_their_defaults() -> None:
     assert filled["train.corruption"] == now["train"]["corruption"] | {"noise": 0.5}
     stored["train"]["gone"] = 1
     assert completed(stored)["train"]["gone"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.corruption.noise=0.1", "train.translation.width=8"],
+         r"train: task segmentation has no use for corruption.noise \(of task reconstruction or translation\), "
+         r"translation.width \(of task translation\)"),
+        (["train.task=translation", "train.reconstruction.ssim=1", "train.reconstruction.reference_strata=[a]"],
+         r"no use for reconstruction.ssim \(of task reconstruction\): leave"),
+        (["train.task=classification", "train.target=binary", "train.loss.dice=2"], r"no use for target .*, loss.dice"),
+        (["evaluate.segmenter=x", "evaluate.side=64"], r"evaluate.segmenter, evaluate.side: judge a run that "),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, settings)
+    assert load_config(None, ["train.task=translation", "train.reconstruction.reference_strata=[a]"])

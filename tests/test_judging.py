@@ -232,7 +232,7 @@ def test_masks_before_and_after_are_compared(build: Build, tmp_path: Path) -> No
     config, paths = build("paired", {"beside": ["macenko"], "segmenter": "cells"})
     with pytest.raises(ValueError, match=r"evaluate\.segmenter: expected a trained segmentation, found 'cells'"):
         evaluate.run(config, paths)
-    cells = config.model_copy(update={"run": "cells", "train": Config().train})
+    cells = config.model_copy(update={"run": "cells", "train": Config().train, "evaluate": Config().evaluate})
     network = Config.model_validate({"train": {"network": {"width": 2, "depth": 1}}}).train.network
     cells = cells.model_copy(update={"train": cells.train.model_copy(update={"network": network})})
     at = Paths.of(cells, tmp_path)
@@ -246,6 +246,9 @@ def test_masks_before_and_after_are_compared(build: Build, tmp_path: Path) -> No
     assert {row["mask_dice"] for row in rows if row["method"] == "input"} == {"1.000000"}
     assert all(row["objects_before"] == row["objects_after"] for row in rows if row["method"] == "input")
     assert metrics_of(paths)["segmenter"] == "cells"
+    write_json(at.train / "thresholds.json", {"chosen_on": {"cases": []}, "trained_on": ["c06"], "thresholds": {}})
+    with pytest.raises(ValueError, match=r"found 1 that did \(c06\), by the run in .*cells"):
+        evaluate.run(config, paths)
     # One grey everywhere has other masks than tissue has.
     assert any(float(row["mask_dice"]) < 1 for row in rows if row["method"] == "mine")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     if trained.outputs.is_class:
         return _score_classes(config, paths, trained, parts, groups)
     chosen, thresholds = trained.chosen(), trained.thresholds()
-    _refuse_used(parts[PART], chosen)
+    _refuse_seen(config, parts[PART], [trained])
     rows: list[dict[str, Any]] = []
     for case in tqdm(parts[PART] + parts["unlabelled"], desc="evaluate", unit="image", disable=None):
         mask = label_raster(read_probabilities(paths.predict / f"{case.case_id}.tif"), trained.outputs, thresholds)
@@ -89,12 +90,11 @@ def _judge(
     config: Config, paths: Paths, trained: TrainedRun, parts: dict[str, list[Case]], groups: dict[str, str]
 ) -> list[str]:
     """Set the images that a run made beside those of other methods."""
-    from pipeline.judging import Subject, judge, other_runs
+    from pipeline.judging import Subject, judge, other_runs, segmenter_run
 
     subject = Subject(config, paths, trained, parts, groups, other_runs(config, paths))
-    for used in (trained, *subject.others.values()):
-        if used.config.dataset == config.dataset:
-            _refuse_used(parts[PART], used.chosen())
+    segmenter = segmenter_run(config, paths)
+    _refuse_seen(config, parts[PART], [trained, *subject.others.values(), *([segmenter] if segmenter else [])])
     judged = judge(subject)
     text = judged.table.to_csv(index=False, lineterminator="\n", float_format="%.6f")
     write_text(paths.reports / "per_case.csv", text)
@@ -115,7 +115,7 @@ def _score_classes(
     """Score the classes that a run predicted."""
     from pipeline.metrics.classification import per_case_classes, read_classes, summarise_classes, table_of_classes
 
-    _refuse_used(parts[PART], trained.chosen())
+    _refuse_seen(config, parts[PART], [trained])
     # The patient that a case is known to come from, where the split was told to look past patients.
     units = {
         case.case_id: case.group or groups.get(case.case_id) or case.case_id for part in parts.values() for case in part
@@ -135,12 +135,15 @@ def _score_classes(
     return table_of_classes(metrics)
 
 
-def _refuse_used(cases: list[Case], chosen: dict[str, Any]) -> None:
-    used = {*chosen["trained_on"], *chosen["chosen_on"]["cases"]} & {case.case_id for case in cases}
-    if used:
+def _refuse_seen(config: Config, cases: list[Case], runs: Sequence[TrainedRun]) -> None:
+    """Refuse test cases that any of the runs learned from, was chosen by, or stands on another run that did."""
+    told = [(run.folder, run.seen.told(config.dataset, cases, config.split.groups != "none")) for run in runs]
+    if used := [f"{words}, by the run in {folder}" for folder, words in told if words]:
         raise ValueError(
-            f"expected test cases that took no part in training or in choosing thresholds, found {len(used)} that did "
-            f"({', '.join(sorted(used)[:5])}): the split changed since; run `make train` again"
+            "expected test cases that took no part in training or in choosing thresholds, found "
+            + "; ".join(used)
+            + ". Where the split changed since, run `make train` again; a run that saw these patients elsewhere cannot "
+            "be scored on them. Where groups of two data sets only share their names, rename those of one"
         )
 
 

@@ -8,7 +8,7 @@ Writes: data/train/<run>/: config.yaml (every automatic choice frozen), model.js
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.records.case import Case
 from pipeline.records.files import write_bytes, write_json
 from pipeline.records.paths import Paths
+from pipeline.records.seen import RECORD, Seen
 from pipeline.records.split import read_parts
 
 if TYPE_CHECKING:
@@ -50,7 +51,16 @@ def run(config: Config, paths: Paths) -> list[str]:
             raise ValueError(
                 f"{paths.split_table}: expected cases in the part {part}, found none; change split.*_share"
             )
+    inherited = _seen_before(config, paths)
+    if used := inherited.told(config.dataset, parts["test"], config.split.groups != "none"):
+        raise ValueError(
+            "expected test cases that took no part in training, found "
+            f"{used}: {_stands_on(config)} learned from them, so that the test part would be no test. Train that run "
+            "on this data set and split, or, where groups of two data sets only share their names, rename those of one"
+        )
     outputs = Outputs.of(config, parts["train"] + parts["validation"], paths)
+    if outputs.is_class:
+        _refuse_missing_classes(outputs, parts, paths)
     write_json(paths.train / MODEL, outputs.as_dict())
     if outputs.is_image:
         parts["train"], parts["validation"] = (learnable(parts[part], config) for part in ("train", "validation"))
@@ -62,10 +72,10 @@ def run(config: Config, paths: Paths) -> list[str]:
     frozen = fit(build, config, outputs.activation, paths.train)
     done = f"{frozen.train.steps} steps on {len(parts['train'])} images; weights and history in {paths.train}"
     if outputs.is_image or outputs.is_class:
-        _write_chosen(paths, parts, {}, None, _seen_by_start(config, paths))
+        _write_chosen(paths, parts, {}, None, inherited)
         return [done]
     thresholds, score = _tune(paths, parts)
-    _write_chosen(paths, parts, thresholds.as_dict(), score)
+    _write_chosen(paths, parts, thresholds.as_dict(), score, inherited)
     return [
         done,
         f"tuned on {len(parts['validation'])} validation images (score {score:.3f}): "
@@ -100,17 +110,36 @@ def _tune(paths: Paths, parts: dict[str, list[Case]]) -> tuple[Thresholds, float
     )
 
 
-def _seen_by_start(config: Config, paths: Paths) -> set[str]:
-    """Cases of this data set that the run which training starts from learned, or was chosen by."""
+def _refuse_missing_classes(outputs: Outputs, parts: dict[str, list[Case]], paths: Paths) -> None:
+    """Refuse parts without a class: nothing could be learned of it, or the best weights not be told."""
+    missing = {
+        part: absent for part in ("train", "validation")
+        if (absent := sorted({*outputs.channels} - {str(case.class_name) for case in parts[part]}))
+    }  # fmt: skip
+    if missing:
+        raise ValueError(
+            f"{paths.split_table}: expected images of every class ({', '.join(outputs.channels)}) to learn from and to "
+            f"choose the best weights by, found none of "
+            + "; none of ".join(f"{', '.join(absent)} in {part}" for part, absent in missing.items())
+            + "; change seed or split.validation_share"
+        )
+
+
+def _stands_on(config: Config) -> str:
+    """Name the settings of other runs that this one stands on."""
+    named = {"train.classification.start": config.train.classification.start, "normalise.run": config.normalise.run}
+    return " and ".join(f"{setting}={run}" for setting, run in named.items() if run is not None)
+
+
+def _seen_before(config: Config, paths: Paths) -> Seen:
+    """What the runs that this one stands on learned from: that it starts from, that normalises its images."""
     from pipeline.trained import open_run
 
-    start = config.train.classification.start
-    if start is None:
-        return set()
-    trained = open_run(paths.run_folder(start))
-    chosen = trained.chosen()
-    same = trained.config.dataset == config.dataset
-    return {*chosen["trained_on"], *chosen["chosen_on"]["cases"]} if same else set()
+    seen = Seen()
+    for run in (config.train.classification.start, config.normalise.run):
+        if run is not None:
+            seen |= open_run(paths.run_folder(run)).seen
+    return seen
 
 
 def _write_chosen(
@@ -118,13 +147,12 @@ def _write_chosen(
     parts: dict[str, list[Case]],
     thresholds: dict[str, float],
     score: float | None,
-    before: Set[str] = frozenset(),
+    inherited: Seen,
 ) -> None:
     """Write thresholds.json, which names every case that took part in training, here or before, or in a choice."""
-    from pipeline.trained import THRESHOLDS
-
+    own = Seen.of_cases(paths.dataset, parts["train"] + parts["validation"])
     write_json(
-        paths.train / THRESHOLDS,
+        paths.train / RECORD,
         {
             "schema_version": 1,
             "split": paths.split_name,
@@ -133,7 +161,9 @@ def _write_chosen(
                 "cases": [case.case_id for case in parts["validation"]],
                 "score": None if score is None else round(score, 6),
             },
-            "trained_on": sorted({case.case_id for case in parts["train"]} | before),
+            "trained_on": sorted(case.case_id for case in parts["train"]),
+            "groups": sorted(own.groups),
+            "inherited": inherited.as_dict(),
             "thresholds": thresholds,
         },
     )

@@ -88,12 +88,7 @@ class Classification:
         probabilities = cast(ClassPredictor, predict).classify(images)
         truth = np.array([class_number(case, self.outputs) for case in self.validation])
         scores = class_scores(truth, probabilities)
-        if scores["auc"] is None:
-            raise ValueError(
-                f"{self.paths.split_table}: expected validation images of every class, to choose the best weights by, "
-                f"found only {', '.join(sorted({self.outputs.channels[number] for number in truth}))}; change "
-                f"split.validation_share or seed"
-            )
+        assert scores["auc"] is not None
         return {f"validation_{name}": float(value or 0.0) for name, value in scores.items()} | {
             "validation_score": scores["auc"]
         }

@@ -20,6 +20,7 @@ from pipeline.records.rasters import read_image, write_png
 from pipeline.records.split import read_parts
 from pipeline.stages import run
 from pipeline.stages.predict import predict_images
+from pipeline.stages.train import _refuse_missing_classes
 from pipeline.tasks.classification import Classification, ClassifiedCrops, class_weights
 from pipeline.trained import open_run
 
@@ -132,9 +133,26 @@ def test_a_frozen_start_keeps_the_encoder_of_the_other_run(line: tuple[Paths, Co
     assert encoder and all(torch.equal(first[name], second[name]) for name in encoder)
     assert not torch.equal(first["head.weight"], second["head.weight"])
     # What the other run learned from counts as learned from here.
-    elsewhere = json.loads((paths.train / "thresholds.json").read_text())
-    seen = {*elsewhere["trained_on"], *elsewhere["chosen_on"]["cases"]}
-    assert seen <= {*json.loads((own.train / "thresholds.json").read_text())["trained_on"]}
+    elsewhere, here = open_run(paths.train).seen, open_run(own.train).seen
+    assert elsewhere.cases[config.dataset] <= here.cases[config.dataset] and elsewhere.groups <= here.groups
+    assert json.loads((own.train / "thresholds.json").read_text())["inherited"] == elsewhere.as_dict()
+
+
+def test_a_start_that_learned_from_this_splits_test_part_is_refused(line: tuple[Paths, Config]) -> None:
+    paths, _ = line
+    config = settings(run="leak", split__name="other", seed=3, train__classification={"start": "unet"})
+    own = Paths.of(config, paths.root)
+    with pytest.raises(ValueError, match=r"found \d+ that did \(.*: train.classification.start=unet learned from them"):
+        run("train", config, own, with_needs=True)
+    assert not (own.train / "best.pt").exists()
+
+
+def test_a_part_without_a_class_is_refused_before_training(line: tuple[Paths, Config]) -> None:
+    paths, _ = line
+    parts = {part: [one for one in cases if part != "validation" or one.class_name != "1"]
+             for part, cases in read_parts(paths).items()}  # fmt: skip
+    with pytest.raises(ValueError, match=r"images of every class \(0, 1\).*found none of 1 in validation; change seed"):
+        _refuse_missing_classes(Outputs("class", ("0", "1"), "softmax", "class"), parts, paths)
 
 
 def test_a_start_of_another_network_is_refused(line: tuple[Paths, Config]) -> None:

@@ -1,0 +1,46 @@
+"""What a run has seen never tests it: by case, by patient, and through the runs that it stands on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.records.case import Case
+from pipeline.records.seen import Seen
+
+
+def case(case_id: str, group: str | None = None, dataset: str = "one") -> Case:
+    return Case(case_id, dataset, f"{case_id}.png", None, "none", group, None, 9, 9, None, "")
+
+
+def record(trained_on: list[str], chosen_on: list[str] = [], **further: Any) -> dict[str, Any]:  # noqa: B006
+    return {"trained_on": trained_on, "chosen_on": {"cases": chosen_on}, **further}
+
+
+def test_cases_that_trained_or_chose_are_seen() -> None:
+    seen = Seen.of_record(record(["a"], ["b"]), "one")
+    assert seen.among("one", [case("a"), case("b"), case("c")], True) == [case("a"), case("b")]
+    assert seen.told("one", [case("c")], True) == ""
+    assert seen.told("one", [case("b"), case("a")], True) == "2 that did (a, b)"
+
+
+def test_the_same_names_in_another_data_set_are_other_cases() -> None:
+    assert Seen.of_record(record(["a"]), "one").among("two", [case("a", dataset="two")], True) == []
+
+
+@pytest.mark.parametrize("dataset", ["one", "two"])
+def test_another_image_of_a_patient_is_seen_in_any_data_set(dataset: str) -> None:
+    seen = Seen.of_record(record(["a"], groups=["patient-1"]), "one")
+    tested = [case("x", "patient-1", dataset), case("y", "patient-2", dataset), case("z", None, dataset)]
+    assert seen.among(dataset, tested, True) == tested[:1]
+    assert seen.told(dataset, tested, True) == "1 that did (x), of them by other images of the groups patient-1"
+    assert seen.among(dataset, tested, False) == []
+
+
+def test_what_a_run_stands_on_is_inherited_through_a_record() -> None:
+    first = Seen.of_cases("one", [case("a", "patient-1"), case("b")])
+    second = Seen.of_cases("two", [case("c", "patient-2", "two")]) | first
+    kept = Seen.of_record(record(["d"], groups=["patient-3"], inherited=second.as_dict()), "two")
+    assert kept.cases == {"one": frozenset("ab"), "two": frozenset("cd")}
+    assert kept.groups == {"patient-1", "patient-2", "patient-3"}
