@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline.config import Config, dump_config
-from pipeline.judging import brought_to_one
+from pipeline.judging.unpaired import brought_to_one
 from pipeline.metrics.stain import compare, psnr
 from pipeline.networks import build_network
 from pipeline.outputs import Outputs
