@@ -217,9 +217,11 @@ def _normalise_images(options: argparse.Namespace) -> None:
         raise ValueError(f"normalising images needs --images and --out; --{', --'.join(missing)} is missing")
     config = load_config(options.config, options.settings)
     idle = [f"--{flag.replace('_', '-')}" for flag in ("with_needs", "force") if getattr(options, flag)]
-    idle += [setting for setting in options.settings if not setting.startswith("normalise.")]
+    idle += [setting for setting in options.settings if not setting.startswith(("normalise.", "compute."))]
     if idle:
-        raise ValueError(f"normalising images takes settings of normalise alone; leave out {', '.join(idle)}")
+        raise ValueError(
+            f"normalising images takes settings of normalise and compute alone; leave out {', '.join(idle)}"
+        )
 
     from pipeline.stages.normalise import normalise_images
 

@@ -65,12 +65,13 @@ def run(config: Config, paths: Paths) -> list[str]:
     if not file.exists():
         _fit(settings, paths)
     tiles = _tiles_of_cases(read_cases(paths.cases), settings, paths)
-    batch = Batch(load(file), tiles, read_image, write_png, settings.statistics)
+    batch = Batch(_loaded(file, config), tiles, read_image, write_png, settings.statistics)
     batch.normalise(paths.normalise / JOURNAL)
     if too_many := batch.too_many_fell_back(paths.normalise, settings.fail_if_fallback_over):
         raise ValueError(too_many)
     batch.write_status(paths.normalise, "case_id")
-    return [*batch.describe(_towards(file)), f"what became of each is in {paths.normalise / STATUS}"]
+    told = f"what became of each is in {paths.normalise / STATUS}"
+    return [*batch.describe(_towards(file)), told, *_seen_of_test(config, paths)]
 
 
 def normalise_images(images: Path, out: Path, config: Config, reference: Path | None = None) -> None:
@@ -79,7 +80,8 @@ def normalise_images(images: Path, out: Path, config: Config, reference: Path | 
     PNG, TIFF and BMP hold every pixel of the result, JPEG is written as JPEG again; all become RGB of 8 bits, without
     what else a file holds (resolution, colour profile). Beside them: status.csv (file, status, fallback), stain.json.
     reference: the image to bring all others to; by default the one of them that is nearest to the median of all.
-    A group is what lies in one subfolder. The same command again gives the same bytes; another file is never replaced.
+    A group is what lies in one folder, images itself or a subfolder. The same command again gives the same bytes;
+    another file is never replaced.
     Raises ValueError before anything is written where out cannot be used or no stain be fitted; and, after all others
     were written, with every file that could not be read, and where too many images fell back.
     """
@@ -107,7 +109,7 @@ def normalise_images(images: Path, out: Path, config: Config, reference: Path | 
     else:
         chosen = [Tile(reference.name, reference, out, None)]
         towards = _fit_to_images(config, reference, chosen, reader(common_depth([reference])), out)
-    batch = Batch(load(out / STAIN), tiles, read, _write_anew, settings.statistics)
+    batch = Batch(_loaded(out / STAIN, config), tiles, read, _write_anew, settings.statistics)
     batch.normalise(out / JOURNAL)
     batch.write_status(out, "file")
     for line in [*_notes(remarks, others, tiles), *batch.describe(towards)]:
@@ -129,6 +131,14 @@ def _fitted(settings: NormaliseSettings, paths: Paths, images: Iterable[np.ndarr
         return Learned.of_run(paths.learned_normaliser)
     with_bar = tqdm(images, total=count, desc="fit stain", unit="image", disable=None)
     return METHODS[settings.method](settings.maximum_gain, settings.white_point).fit(with_bar)
+
+
+def _loaded(file: Path, config: Config) -> Normaliser:
+    """Read a fitted normaliser; a learned one computes where compute says."""
+    normaliser = load(file)
+    if isinstance(normaliser, Learned):
+        normaliser.compute = normaliser.trained.compute_here(config.compute)
+    return normaliser
 
 
 def _entries(settings: NormaliseSettings, normaliser: Normaliser, names: Sequence[str], key: str) -> dict[str, Any]:
@@ -205,6 +215,18 @@ def _towards(file: Path) -> str:
         return f"changed by the trained run {content['run']}"
     reference = content["reference_case"] if "reference_case" in content else content["reference_image"]
     return f"brought to the stain of {reference} by {content['method']}"
+
+
+def _seen_of_test(config: Config, paths: Paths) -> list[str]:
+    """Say which test images a learned normaliser learned from: they may be looked at, and never scored."""
+    from pipeline.trained import open_run
+
+    if paths.learned_normaliser is None:
+        return []
+    seen = open_run(paths.learned_normaliser).seen
+    used = seen.told(config.dataset, read_parts(paths)["test"], config.split.groups != "none")
+    return [f"noted: test images that took part in the normaliser's training: {used}; training on the others and "
+            "scoring these is refused"] if used else []  # fmt: skip
 
 
 # --- Tiles --------------------------------------------------------------------------------------------------------

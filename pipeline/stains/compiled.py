@@ -84,23 +84,55 @@ def _grid(image: np.ndarray, step: int, pixels: np.ndarray) -> int:
 
 
 @_compiled
-def select(pixels: np.ndarray, density: np.ndarray, thresholds: np.ndarray, kept: np.ndarray) -> int:
+def select(pixels: np.ndarray, density: np.ndarray, thresholds: np.ndarray, kept: np.ndarray, inks: np.ndarray) -> int:
     """Copy stained tissue into kept, (n, 3), and return how many pixels there are.
 
-    density: (3, 256) of each channel's grey levels; thresholds: least sum, most of the least, least share of the range.
+    density: (3, 256) of each channel's grey levels; thresholds: least sum, most of the least, least share of the range,
+    then those of blue, red, green and black ink; inks: (2,), to which the pixels of ink are added, and those of them
+    that absorb as tissue does.
     """
-    n = 0
-    for i in range(pixels.shape[0]):
-        red, green, blue = density[0, pixels[i, 0]], density[1, pixels[i, 1]], density[2, pixels[i, 2]]
-        least = min(red, green, blue)
-        most = max(red, green, blue)
-        total = red + green + blue
-        tissue = (
-            (total > thresholds[0]) & (least < thresholds[1]) & (most - least > thresholds[2] * total) & (green > least)
-        )
-        for channel in range(3):
-            kept[n, channel] = pixels[i, channel]
-        n += 1 if tissue else 0
+    flat, flat_kept = pixels.reshape(-1), kept.reshape(-1)
+    seen = np.empty((3, BLOCK), np.float32)
+    stained, inked = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
+    least_sum, opaque, coloured, two = thresholds[0], thresholds[1], thresholds[2], np.float32(2.0)
+    blue_0, blue_1, red_0, red_1, red_2 = thresholds[3], thresholds[4], thresholds[5], thresholds[6], thresholds[7]
+    green_0, green_1, black_0, black_1, black_2 = (
+        thresholds[8], thresholds[9], thresholds[10], thresholds[11], thresholds[12],
+    )  # fmt: skip
+    n, ink_pixels, alike = 0, 0, 0
+    for start in range(0, pixels.shape[0], BLOCK):
+        count = min(BLOCK, pixels.shape[0] - start)
+        piece = flat[3 * start : 3 * (start + count)]
+        for i in range(count):
+            seen[0, i] = density[0, piece[3 * i]]
+            seen[1, i] = density[1, piece[3 * i + 1]]
+            seen[2, i] = density[2, piece[3 * i + 2]]
+        # Looked up first and judged after, without a branch: so that many pixels are judged at once.
+        for i in range(count):
+            red, green, blue = seen[0, i], seen[1, i], seen[2, i]
+            least = min(red, green, blue)
+            most = max(red, green, blue)
+            total = red + green + blue
+            spread = most - least
+            tissue = (total > least_sum) & (least < opaque) & (spread > coloured * total) & (green > least)
+            ink = (
+                ((red > blue_0) & (green + two * blue < blue_1 * red))
+                | ((green > red_0) & (red < red_1 * green) & (blue > red_2 * green))
+                | ((most > green_0) & (green < green_1 * min(red, blue)))
+                | ((least > black_0) & ((spread <= black_1 * total) | (least > black_2)))
+            )
+            stained[i] = np.uint8(tissue)
+            inked[i] = np.uint8(ink)
+        for i in range(count):
+            ink_pixels += inked[i]
+            alike += inked[i] & stained[i]
+        for i in range(count):
+            flat_kept[3 * n] = piece[3 * i]
+            flat_kept[3 * n + 1] = piece[3 * i + 1]
+            flat_kept[3 * n + 2] = piece[3 * i + 2]
+            n += 1 if stained[i] > inked[i] else 0
+    inks[0] += ink_pixels
+    inks[1] += alike
     return n
 
 
@@ -287,41 +319,71 @@ def product_nonnegative(
 
 
 @_compiled
+def _levels_of(flat: np.ndarray, levels: np.ndarray, start: int, count: int) -> None:
+    """Sort a block of pixels, (3 n,) uint8, into channels: (3, BLOCK) float32."""
+    # Only of a piece that begins at 0, in one dimension, does the compiler sort many at once.
+    piece = flat[3 * start : 3 * (start + count)]
+    for i in range(count):
+        levels[0, i] = np.float32(piece[3 * i])
+        levels[1, i] = np.float32(piece[3 * i + 1])
+        levels[2, i] = np.float32(piece[3 * i + 2])
+
+
+@_compiled
 def _cube_root(light: np.ndarray, root: np.ndarray, bits: np.ndarray, count: int) -> None:
     """Take CIE's f (ISO 11664-4) of (3, BLOCK) tristimulus values over white, in place; bits: root seen as integers.
 
-    A third of the exponent, and one step of Halley's method: to a relative 1e-5.
+    By the reciprocal of the root, which needs no division: a third of the exponent, and four terms of the series in
+    what is left, to a relative 1e-6.
     """
-    two, linear = np.float32(2.0), np.float32((6.0 / 29.0) ** 3)
+    one, linear, third = np.float32(1.0), np.float32((6.0 / 29.0) ** 3), np.float32(1.0 / 3.0)
     slope, offset = np.float32(841.0 / 108.0), np.float32(4.0 / 29.0)
+    start = np.float32(1419967116.0)
+    second, third_term, last = np.float32(2.0 / 9.0), np.float32(14.0 / 81.0), np.float32(35.0 / 243.0)
     for k in range(3):
         for i in range(count):
-            root[k, i] = light[k, i]
+            root[k, i] = max(light[k, i], linear)
         for i in range(count):
-            bits[k, i] = bits[k, i] // np.int32(3) + np.int32(709921077)
+            bits[k, i] = np.int32(start - np.float32(bits[k, i]) * third)
         for i in range(count):
             value, guess = light[k, i], root[k, i]
-            cube = guess * guess * guess
-            better = guess * (cube + two * value) / (two * cube + value)
-            light[k, i] = better if value > linear else slope * value + offset
+            above = max(value, linear)
+            rest = one - above * guess * guess * guess
+            better = guess * (one + rest * (third + rest * (second + rest * (third_term + rest * last))))
+            light[k, i] = above * better * better if value > linear else slope * value + offset
+
+
+@_compiled
+def _to_xyz(levels: np.ndarray, light: np.ndarray, xyz: np.ndarray, values: np.ndarray, count: int) -> None:
+    """Turn grey levels of sRGB (3, BLOCK), which become linear light, into values: X, Y and Z over white."""
+    c0, c1, c2, c3, c4, c5, c6 = light[0], light[1], light[2], light[3], light[4], light[5], light[6]
+    knee, slope = np.float32(0.04045 * 255.0), np.float32(1.0 / (12.92 * 255.0))
+    for k in range(3):
+        for i in range(count):
+            v = levels[k, i]
+            curved = (((((c0 * v + c1) * v + c2) * v + c3) * v + c4) * v + c5) * v + c6
+            levels[k, i] = curved if v > knee else slope * v
+    for k in range(3):
+        for i in range(count):
+            values[k, i] = xyz[k, 0] * levels[0, i] + xyz[k, 1] * levels[1, i] + xyz[k, 2] * levels[2, i]
 
 
 @_compiled
 def colour_moments(pixels: np.ndarray, light: np.ndarray, xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sum CIE's f of X, Y and Z over pixels: (3,), and their outer products, (3, 3).
 
-    light: (256,) linear light of each grey level; xyz: (3, 3), to X, Y and Z over those of white.
+    light: (7,) coefficients, from the highest, of the polynomial from grey levels to linear light above the linear
+    part; xyz: (3, 3), from that to X, Y and Z over those of white.
     """
-    values = np.empty((3, BLOCK), np.float32)
+    flat = pixels.reshape(-1)
+    levels, values = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
     root = np.empty((3, BLOCK), np.float32)
     bits = root.view(np.int32)
     total, squares = np.zeros(3), np.zeros((3, 3))
     for start in range(0, pixels.shape[0], BLOCK):
         count = min(BLOCK, pixels.shape[0] - start)
-        for i in range(count):
-            red, green, blue = light[pixels[start + i, 0]], light[pixels[start + i, 1]], light[pixels[start + i, 2]]
-            for k in range(3):
-                values[k, i] = xyz[k, 0] * red + xyz[k, 1] * green + xyz[k, 2] * blue
+        _levels_of(flat, levels, start, count)
+        _to_xyz(levels, light, xyz, values, count)
         _cube_root(values, root, bits, count)
         for k in range(3):
             part = np.float32(0.0)
@@ -340,42 +402,61 @@ def colour_moments(pixels: np.ndarray, light: np.ndarray, xyz: np.ndarray) -> tu
 
 
 @_compiled
+def _shares(
+    levels: np.ndarray, root: np.ndarray, bits: np.ndarray, density: np.ndarray, moved: np.ndarray, count: int
+) -> None:
+    """Say how far (0 to 1) each of a block of pixels moves: (BLOCK,), a line in the sum of its densities.
+
+    density: share at the density 0, factor on the binary logarithm of the product of the levels, grey level that stands
+    for 0, then coefficients, from the highest, of what that logarithm exceeds its chord by between powers of 2.
+    """
+    zero, one, unit, bias = np.float32(0.0), np.float32(1.0), np.float32(2.0**-23), np.float32(127.0)
+    at_white, factor, darkest = density[0], density[1], density[2]
+    d0, d1, d2, d3, d4, d5 = density[3], density[4], density[5], density[6], density[7], density[8]
+    for i in range(count):
+        root[0, i] = max(levels[0, i], darkest) * max(levels[1, i], darkest) * max(levels[2, i], darkest)
+    for i in range(count):
+        seen = bits[0, i]
+        rest = np.float32(seen & np.int32(0x7FFFFF)) * unit
+        above = ((((d0 * rest + d1) * rest + d2) * rest + d3) * rest + d4) * rest + d5
+        moved[i] = min(max(at_white + factor * (np.float32(seen) * unit - bias + above), zero), one)
+
+
+@_compiled
 def colour_shift(
     pixels: np.ndarray,
     out: np.ndarray,
     light: np.ndarray,
-    shares: np.ndarray,
+    density: np.ndarray,
     xyz: np.ndarray,
     matrix: np.ndarray,
     offset: np.ndarray,
     rgb: np.ndarray,
-    levels: np.ndarray,
+    grey: np.ndarray,
 ) -> None:
     """Move CIE's f of X, Y and Z by an affine map, which any affine map of L, a and b is; what is not green stays so.
 
-    light, xyz: as colour_moments takes them; shares: (3, 256), each channel's part of how far (0 to 1) a pixel moves;
-    matrix, offset: (3, 3) and (3,); rgb: (3, 3), the inverse of xyz; levels: grey level of linear light from 0 to 1.
+    Nearly every step is arithmetic on a block, which the processor does for many pixels at once, as it does no look-up.
+    light, xyz: as colour_moments takes them; density: as _shares; matrix, offset: (3, 3) and (3,); rgb: (3, 3), the
+    inverse of xyz; grey: at most 2^16 grey levels, of linear light from 0 to 1.
     """
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+    last = np.float32(grey.shape[0] - 1)
     low, slope, third = np.float32(6.0 / 29.0), np.float32(108.0 / 841.0), np.float32(4.0 / 29.0)
-    last = np.float32(levels.shape[0] - 1)
-    seen = np.empty((4, BLOCK), np.float32)
-    values = np.empty((3, BLOCK), np.float32)
-    root = np.empty((3, BLOCK), np.float32)
+    flat, flat_out = pixels.reshape(-1), out.reshape(-1)
+    levels, values = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
+    root, moved = np.empty((3, BLOCK), np.float32), np.empty(BLOCK, np.float32)
     bits = root.view(np.int32)
-    places = np.empty((3, BLOCK), np.int32)
+    # Without a sign, since a place that may be negative is looked at once more.
+    places = np.empty((3, BLOCK), np.uint16)
     for start in range(0, pixels.shape[0], BLOCK):
         count = min(BLOCK, pixels.shape[0] - start)
-        for i in range(count):
-            red, green, blue = pixels[start + i, 0], pixels[start + i, 1], pixels[start + i, 2]
-            seen[0, i], seen[1, i], seen[2, i] = light[red], light[green], light[blue]
-            seen[3, i] = min(max(shares[0, red] + shares[1, green] + shares[2, blue], zero), one)
-        for k in range(3):
-            for i in range(count):
-                values[k, i] = xyz[k, 0] * seen[0, i] + xyz[k, 1] * seen[1, i] + xyz[k, 2] * seen[2, i]
+        _levels_of(flat, levels, start, count)
+        _shares(levels, root, bits, density, moved, count)
+        _to_xyz(levels, light, xyz, values, count)
         _cube_root(values, root, bits, count)
         for i in range(count):
-            x, y, z, share = values[0, i], values[1, i], values[2, i], seen[3, i]
+            x, y, z, share = values[0, i], values[1, i], values[2, i], moved[i]
             green = min(x - y, zero)
             x_moved = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + offset[0]
             y_moved = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + offset[1]
@@ -389,7 +470,9 @@ def colour_shift(
             z = z * z * z if z > low else (z - third) * slope
             for k in range(3):
                 shown = rgb[k, 0] * x + rgb[k, 1] * y + rgb[k, 2] * z
-                places[k, i] = np.int32(min(max(shown, zero), one) * last + half)
+                places[k, i] = np.uint16(np.int32(min(max(shown, zero), one) * last + half))
+        piece = flat_out[3 * start : 3 * (start + count)]
         for i in range(count):
-            for k in range(3):
-                out[start + i, k] = levels[places[k, i]]
+            piece[3 * i] = grey[places[0, i]]
+            piece[3 * i + 1] = grey[places[1, i]]
+            piece[3 * i + 2] = grey[places[2, i]]

@@ -13,20 +13,32 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from pipeline.records.files import write_json
-from pipeline.stains.optical_density import WHITE, measure_white, sample_pixels, tissue_pixels
+from pipeline.stains.optical_density import (
+    WHITE,
+    measure_white,
+    sample_pixels,
+    tissue_and_ink,
+    tissue_pixels,
+)
 
 Status = Literal["ok", "clipped_gain", "background", "low_tissue", "degenerate"]
 """What became of an image. ok: normalised; clipped_gain: normalised, a stretch was held back; background: no stained
-tissue; low_tissue: too little of it to measure; degenerate: tissue from which the statistics cannot be had."""
-Fallback = Literal["", "slide", "reference", "identity"]
-"""What an image was normalised by where not by its own statistics: those of its slide or group, the reference's own
-stain vectors, or nothing: its pixels are the same."""
+tissue; low_tissue: too little of it to measure; degenerate: tissue from which the statistics cannot be had, or an image
+with pen marks (INKED). Of an image normalised by the statistics of its slide, low_tissue and degenerate tell how it is
+itself, and come before clipped_gain."""
+Fallback = Literal["", "image", "slide", "group", "reference", "identity"]
+"""What an image was normalised by where not by the statistics that were asked for: its own, since its slide's could not
+be had; its slide's or group's, since its own could not; the reference's own stain vectors; or nothing: its pixels are
+the same. A background image whose light was brought to the reference's by its slide's white point has the slide's."""
 White = tuple[float, float, float]
 
 LEAST_TISSUE = 0.005
 """Share of the pixels below which an image counts as background."""
 ENOUGH_TISSUE, ENOUGH_PIXELS = 0.03, 256
 """Share of the pixels that must be tissue, and number of tissue pixels looked at, for statistics to be measured."""
+INKED = 0.03
+"""Share of the pixels above which ink makes an image degenerate: statistics of tissue do not say what becomes of ink.
+Less of it takes no part in the statistics either."""
 SLIDE_PIXELS = 2**17
 """Most tissue pixels that the statistics of several images are measured from."""
 
@@ -35,7 +47,7 @@ SLIDE_PIXELS = 2**17
 class Normalised:
     """An image in the reference's stain, (height, width, 3) uint8 RGB, and how it came about.
 
-    white_point: grey levels of glass that were assumed or measured; None where none played a part.
+    white_point: grey levels of glass that were measured, or assumed (WHITE); None where none played a part.
     """
 
     image: np.ndarray
@@ -59,7 +71,8 @@ class Normaliser(ABC):
         """Bring an image to the reference's stain, and say how; as many pixels out as in, always.
 
         image: (height, width, 3) uint8 RGB; pooled: statistics of its slide or group, where they were measured;
-        prefer_pooled: use them for every image, not only where its own statistics cannot be had.
+        prefer_pooled: use them for every image, not only where its own statistics cannot be had; where there are none,
+        its own are a fallback.
         Raises ValueError for another shape or dtype, or where nothing was fitted.
         """
 
@@ -83,9 +96,11 @@ class StatisticalNormaliser(Normaliser):
 
     maximum_gain: largest factor, up or down, by which anything is stretched. white: grey levels of glass, or measured:
     the glass of each image (or slide) becomes the reference's. An image that shows no glass is taken to have the white
-    point WHITE and keeps its light; its tile neighbours that do show glass may then differ from it by the ratio of two
-    white points, which statistics pooled over a slide avoid: they carry its white point to all its tiles.
-    reference_: statistics of the reference; reference_index_: which of the fitted images it was.
+    point WHITE and keeps its light, and so does a background image; its tile neighbours that do show glass may then
+    differ from it by the ratio of two white points, which statistics pooled over a slide avoid: they carry its white
+    point to all its tiles, background too.
+    reference_: statistics of the reference; reference_index_: which of the fitted images it was. Statistics are one
+    vector that ends in the white point: NaN where no glass was measured, the reference's WHITE then.
     """
 
     version = 2
@@ -109,9 +124,13 @@ class StatisticalNormaliser(Normaliser):
         """Transform an image from statistics to statistics; and whether a gain was held back."""
 
     def _by_reference(
-        self, image: np.ndarray, tissue: np.ndarray, white: White, reference: np.ndarray
+        self, image: np.ndarray, tissue: np.ndarray, white: White | None, reference: np.ndarray
     ) -> np.ndarray | None:
         """Transform an image without statistics by the reference's own; None where there is nothing that is safe."""
+        return None
+
+    def _light(self, image: np.ndarray, before: White, after: White) -> np.ndarray | None:
+        """Bring the glass of an image without tissue from one white point to another; None where light never moves."""
         return None
 
     def measure(self, image: np.ndarray) -> tuple[Status, np.ndarray | None]:
@@ -123,23 +142,28 @@ class StatisticalNormaliser(Normaliser):
         """Measure images of one slide or group together, as if they were one image.
 
         images: (height, width, 3) uint8 RGB each, seen once; of their tissue, SLIDE_PIXELS pixels evenly spaced are
-        kept, of the glass one white point each. Returns what measure returns.
+        kept, of the glass one white point each, whose median holds for all. A pixel is tissue that is stained both
+        under its own image's white point (WHITE where that shows no glass) and under the common one. An image with pen
+        marks tells its white point alone, since the soft edges of ink pass for stain. Returns what measure returns.
         """
-        pools, whites, kept, every = [], [], 0, 1
+        pools, whites, kept, every, marked = [], [], 0, 1, False
         for image in images:
-            _, tissue, white = self._look(checked(image), None)
-            if white != WHITE:
+            status, tissue, white = self._look(checked(image), None)
+            if white is not None:
                 whites.append(white)
+            if status == "degenerate":
+                marked = True
+                continue
             pools.append(tissue[::every])
             kept += len(pools[-1])
             while kept > SLIDE_PIXELS:
                 pools, every = [pixels[::2] for pixels in pools], 2 * every
                 kept = sum(map(len, pools))
         if not kept:
-            return "background", None
-        white = self.white if self.white != "measured" else _median(whites)
-        tissue = np.concatenate(pools)
-        return self._measured("ok" if kept >= ENOUGH_PIXELS else "low_tissue", tissue, white)
+            return "degenerate" if marked else "background", None
+        common = self.white if self.white != "measured" else _median(whites)
+        tissue = tissue_pixels(np.concatenate(pools), common or WHITE)
+        return self._measured("ok" if len(tissue) >= ENOUGH_PIXELS else "low_tissue", tissue, common)
 
     def fit(self, images: Iterable[np.ndarray]) -> Self:
         """Take as reference the image whose statistics are nearest to the median of all.
@@ -162,6 +186,7 @@ class StatisticalNormaliser(Normaliser):
                 "set normalise.method=none for images that are not stained, or name a normalise.reference"
             )
         table = np.stack(measured)
+        table[:, -3:] = np.where(np.isnan(table[:, -3:]), WHITE, table[:, -3:])
         deviations = np.abs(table - np.median(table, axis=0))
         scale = np.median(deviations, axis=0)
         nearest = int(np.argmin(np.square(deviations / np.where(scale > 0, scale, 1.0)).sum(axis=1)))
@@ -172,23 +197,29 @@ class StatisticalNormaliser(Normaliser):
         """Bring an image to the reference's stain by its own statistics, else its slide's, else the reference's.
 
         As in Normaliser; with pooled statistics their white point holds for the image. A background image keeps its
-        pixels.
+        pixels, but for its light where a pooled white point is known.
         """
         if self.reference_ is None:
             raise ValueError(f"{self.method}: expected a fitted normaliser, found none; call fit, or load one")
-        status, tissue, white = self._look(checked(image), pooled)
+        status, tissue, glass = self._look(checked(image), pooled)
+        white = glass or WHITE
         if status == "background":
+            before, after = white_points(pooled, self.reference_) if pooled is not None else (white, white)
+            lit = self._light(image, before, after) if before != after else None
+            if lit is not None:
+                return Normalised(lit, status, "slide", white)
             return Normalised(image.copy(), status, "identity", white)
         if pooled is not None and prefer_pooled:
             changed, held_back = self._apply(image, pooled, self.reference_)
-            return Normalised(changed, "clipped_gain" if held_back else "ok", "", white)
-        status, measured = self._measured(status, tissue, white)
+            return Normalised(changed, "clipped_gain" if held_back and status == "ok" else status, "", white)
+        status, measured = self._measured(status, tissue, glass)
         if measured is not None:
             changed, held_back = self._apply(image, measured, self.reference_)
-            return Normalised(changed, "clipped_gain" if held_back else "ok", "", white)
+            fallback: Fallback = "image" if prefer_pooled else ""
+            return Normalised(changed, "clipped_gain" if held_back else "ok", fallback, white)
         if pooled is not None:
             return Normalised(self._apply(image, pooled, self.reference_)[0], status, "slide", white)
-        careful = self._by_reference(image, tissue, white, self.reference_)
+        careful = self._by_reference(image, tissue, glass, self.reference_)
         if careful is not None:
             return Normalised(careful, status, "reference", white)
         return Normalised(image.copy(), status, "identity", white)
@@ -233,23 +264,27 @@ class StatisticalNormaliser(Normaliser):
         normaliser.reference_ = np.concatenate([part.ravel() for part in parts])
         return normaliser
 
-    def _look(self, image: np.ndarray, pooled: np.ndarray | None) -> tuple[Status, np.ndarray, White]:
-        """Look at a grid of an image's pixels: whether there is enough tissue, its pixels, and the white point."""
+    def _look(self, image: np.ndarray, pooled: np.ndarray | None) -> tuple[Status, np.ndarray, White | None]:
+        """Look at a grid of an image's pixels: whether there is enough tissue, its pixels, and the white point.
+
+        The white point is None where it was to be measured and no glass was found.
+        """
         pixels = sample_pixels(image, self.sampled)
+        white: White | None
         if self.white != "measured":
             white = self.white
         elif pooled is not None:
-            white = _white(self._parts(pooled)["white_point"])
+            white = white_point(pooled)
         else:
-            white = measure_white(pixels) or WHITE
-        tissue = tissue_pixels(pixels, white)
-        return tissue_status(len(tissue), len(pixels)), tissue, white
+            white = measure_white(pixels)
+        return *tissue_and_status(pixels, white or WHITE), white
 
-    def _measured(self, status: Status, tissue: np.ndarray, white: White) -> tuple[Status, np.ndarray | None]:
+    def _measured(self, status: Status, tissue: np.ndarray, white: White | None) -> tuple[Status, np.ndarray | None]:
         if status != "ok":
             return status, None
-        statistics = self._statistics(tissue, white)
-        return ("degenerate", None) if statistics is None else ("ok", np.concatenate([statistics, white]))
+        statistics = self._statistics(tissue, white or WHITE)
+        levels = np.full(3, np.nan) if white is None else white
+        return ("degenerate", None) if statistics is None else ("ok", np.concatenate([statistics, levels]))
 
     @classmethod
     def _shapes(cls) -> dict[str, tuple[int, ...]]:
@@ -269,10 +304,15 @@ class StatisticalNormaliser(Normaliser):
         return bounded, not np.array_equal(bounded, gain)
 
 
+def white_point(statistics: np.ndarray) -> White | None:
+    """Return the white point at the end of a vector of statistics; None where no glass was measured."""
+    return None if np.isnan(statistics[-3:]).any() else _white(statistics[-3:])
+
+
 def white_points(own: np.ndarray, reference: np.ndarray) -> tuple[White, White]:
-    """Return the white point before and after: where no glass was found (WHITE), light stays as it is."""
-    before, after = _white(own), _white(reference)
-    return before, WHITE if before == WHITE else after
+    """Return the white point before and after, of statistics: where no glass was measured, light stays as it is."""
+    before, after = white_point(own), white_point(reference)
+    return (WHITE, WHITE) if before is None else (before, after or WHITE)
 
 
 def checked(image: np.ndarray) -> np.ndarray:
@@ -285,6 +325,18 @@ def checked(image: np.ndarray) -> np.ndarray:
     return image
 
 
+def tissue_and_status(pixels: np.ndarray, white: White) -> tuple[Status, np.ndarray]:
+    """Look at (n, 3) uint8 pixels of an image: whether enough are tissue, and those that are.
+
+    low_tissue, background, degenerate for pen marks (INKED), else ok.
+    """
+    tissue, ink, alike = tissue_and_ink(pixels, white)
+    # Black or green without anything stained is background: fluorescence is.
+    if ink > INKED * len(pixels) and tissue_status(len(tissue) + alike, len(pixels)) != "background":
+        return "degenerate", tissue
+    return tissue_status(len(tissue), len(pixels)), tissue
+
+
 def tissue_status(tissue: int, pixels: int) -> Status:
     """Say whether so many pixels of tissue are enough to measure: ok, low_tissue or background."""
     if tissue < LEAST_TISSUE * pixels or tissue == 0:
@@ -292,8 +344,8 @@ def tissue_status(tissue: int, pixels: int) -> Status:
     return "ok" if tissue >= max(ENOUGH_PIXELS, ENOUGH_TISSUE * pixels) else "low_tissue"
 
 
-def _median(whites: list[White]) -> White:
-    return _white(np.median(whites, axis=0)) if whites else WHITE
+def _median(whites: list[White]) -> White | None:
+    return _white(np.median(whites, axis=0)) if whites else None
 
 
 def _white(levels: np.ndarray) -> White:

@@ -6,6 +6,7 @@ Absorbance is base 10: light of a white point w seen as v has the density log10(
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -22,6 +23,9 @@ OPAQUE = 2.0
 """Density of the palest channel above which no light comes through: ink, dirt, folds, the dark of fluorescence."""
 COLOURED = 0.12
 """Least part of the density that differs between channels in stained tissue; dark grey and black have none."""
+BLUE_INK, RED_INK, GREEN_INK, BLACK_INK = (0.4, 1.25), (0.65, 0.18, 0.65), (0.3, 0.8), (0.85, 0.06, 1.6)
+"""Densities and ratios that tell marker ink from stains (ink_mask); among 660 images of real H&E the one most like ink
+has 2.9 % of such pixels, nearly all have none."""
 
 SAMPLE = 2**15
 """Pixels that statistics are measured from, about."""
@@ -38,6 +42,13 @@ def density_tables(white: tuple[float, float, float] = WHITE) -> np.ndarray:
     """Return the density of every grey level of each channel: (256, 3) float32; levels above white are below 0."""
     levels = np.maximum(np.arange(256, dtype=np.float64), DARKEST)[:, np.newaxis]
     return np.log10(np.array(white) / levels).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def channel_densities(white: tuple[float, float, float] = WHITE) -> np.ndarray:
+    """Return density_tables as the compiled loops read it: (3, 256) float32, never to be written to."""
+    # Not locked: a locked array would be compiled for once more.
+    return np.ascontiguousarray(density_tables(white).T)
 
 
 def to_density(image: np.ndarray, white: tuple[float, float, float] = WHITE) -> np.ndarray:
@@ -95,15 +106,35 @@ def stain_basis(stain_matrix: np.ndarray | tuple[tuple[float, float, float], ...
 
 
 def tissue_mask(density: np.ndarray) -> np.ndarray:
-    """Mark stained tissue: neither glass, nor opaque, nor grey, nor green. (..., 3) density to (...) bool.
+    """Mark stained tissue: neither glass, nor opaque, nor grey, nor green, nor ink. (..., 3) density to (...) bool.
 
-    Fluorescence, black and green ink and scanner borders are no tissue, however dense.
+    Fluorescence, pen marks of any colour (ink_mask) and scanner borders are no tissue, however dense.
     """
     red, green, blue = density[..., 0], density[..., 1], density[..., 2]
     least = np.minimum(np.minimum(red, green), blue)
     most = np.maximum(np.maximum(red, green), blue)
     total = red + green + blue
-    return (total > 3 * STAINED) & (least < OPAQUE) & (most - least > COLOURED * total) & (green > least)
+    stained = (total > 3 * STAINED) & (least < OPAQUE) & (most - least > COLOURED * total) & (green > least)
+    return stained & ~ink_mask(density)
+
+
+def ink_mask(density: np.ndarray) -> np.ndarray:
+    """Mark marker ink, blue, red, green or black. (..., 3) density to (...) bool.
+
+    Blue ink lets more blue and green through for its red than haematoxylin of any laboratory; red ink absorbs blue
+    nearly as it does green, as eosin does not, and more than red cells do; green ink absorbs green least; black ink
+    has no colour, as only the floor of the sensor has that dense nuclei run into. Pale ink is not told from stain, nor
+    are the soft edges of a mark; black padding counts as ink, and so do dyes of the colours of ink (alcian blue).
+    """
+    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
+    least = np.minimum(np.minimum(red, green), blue)
+    most = np.maximum(np.maximum(red, green), blue)
+    blue_ink = (red > BLUE_INK[0]) & (green + 2 * blue < BLUE_INK[1] * red)
+    red_ink = (green > RED_INK[0]) & (red < RED_INK[1] * green) & (blue > RED_INK[2] * green)
+    green_ink = (most > GREEN_INK[0]) & (green < GREEN_INK[1] * np.minimum(red, blue))
+    grey = most - least <= BLACK_INK[1] * (red + green + blue)
+    black_ink = (least > BLACK_INK[0]) & (grey | (least > BLACK_INK[2]))
+    return blue_ink | red_ink | green_ink | black_ink
 
 
 def is_stained(image: np.ndarray) -> bool:
@@ -129,11 +160,22 @@ def sample_pixels(image: np.ndarray, times: float = 1.0) -> np.ndarray:
 
 def tissue_pixels(pixels: np.ndarray, white: tuple[float, float, float] = WHITE) -> np.ndarray:
     """Keep the pixels of stained tissue (tissue_mask) among (n, 3) uint8."""
+    return tissue_and_ink(pixels, white)[0]
+
+
+def tissue_and_ink(pixels: np.ndarray, white: tuple[float, float, float] = WHITE) -> tuple[np.ndarray, int, int]:
+    """Keep the pixels of stained tissue (tissue_mask) among (n, 3) uint8, and count those of ink (ink_mask).
+
+    Returns the pixels of tissue; the number of those of ink; and of those of them that absorb as stains do (blue, red).
+    """
     from pipeline.stains.compiled import select
 
     kept = np.empty((len(pixels) + 1, 3), np.uint8)
-    thresholds = np.array([3 * STAINED, OPAQUE, COLOURED], np.float32)
-    return kept[: select(pixels, np.ascontiguousarray(density_tables(white).T), thresholds, kept)]
+    inks = np.zeros(2, np.int64)
+    thresholds = np.array([3 * STAINED, OPAQUE, COLOURED, *BLUE_INK, *RED_INK, *GREEN_INK, *BLACK_INK], np.float32)
+    tissue = kept[: select(pixels, channel_densities(white), thresholds, kept, inks)]
+    ink, alike = inks.tolist()
+    return tissue, ink, alike
 
 
 def measure_white(pixels: np.ndarray) -> tuple[float, float, float] | None:

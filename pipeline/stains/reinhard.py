@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
+from numpy.polynomial import Chebyshev, Polynomial
 
-from pipeline.stains.normaliser import StatisticalNormaliser, White
-from pipeline.stains.optical_density import density_tables
+from pipeline.stains.normaliser import StatisticalNormaliser, White, white_point
+from pipeline.stains.optical_density import DARKEST, WHITE
 
 LEAST_SPREAD = 1.5
 """Standard deviation of a channel (CIELAB units) below which an image holds one colour, such as yellow glass, and its
@@ -43,7 +45,7 @@ class Reinhard(StatisticalNormaliser):
     def _statistics(self, tissue: np.ndarray, white: White) -> np.ndarray | None:
         from pipeline.stains.compiled import colour_moments
 
-        sums, products = colour_moments(tissue, _linear_light(), _xyz())
+        sums, products = colour_moments(tissue, _light(), _xyz())
         mean = sums / len(tissue)
         to_lab = np.array(F_TO_LAB)
         variance = np.diag(to_lab @ (products / len(tissue) - np.outer(mean, mean)) @ to_lab.T)
@@ -59,11 +61,10 @@ class Reinhard(StatisticalNormaliser):
         from_lab, to_lab = np.linalg.inv(F_TO_LAB), np.array(F_TO_LAB)
         matrix = from_lab @ np.diag(gain) @ to_lab
         offset = from_lab @ (wanted["mean"] + BLACK - gain * (measured["mean"] + BLACK))
-        red, green, blue = measured["white_point"].tolist()
-        shares = np.ascontiguousarray(density_tables((red, green, blue)).T) / np.float32(3 * WHOLE)
-        tables = (_linear_light(), shares, _xyz(), matrix, offset, np.linalg.inv(_xyz()))
-        as_read = [np.ascontiguousarray(table, np.float32) for table in tables]
-        return over_image(colour_shift, image, *as_read, _grey_levels()), held_back
+        share_at_white = np.log10(white_point(own) or WHITE).sum() / (3 * WHOLE)
+        density = np.array([share_at_white, -np.log10(2.0) / (3 * WHOLE), DARKEST, *_logarithm()])
+        as_read = [np.ascontiguousarray(table, np.float32) for table in (density, _xyz(), matrix, offset, _rgb())]
+        return over_image(colour_shift, image, _light(), *as_read, _grey_levels()), held_back
 
 
 @cache
@@ -74,10 +75,27 @@ def _xyz() -> np.ndarray:
 
 
 @cache
-def _linear_light() -> np.ndarray:
-    """(256,) float32: linear light, 0 to 1, of each grey level of sRGB (IEC 61966-2-1)."""
-    level = np.arange(256) / 255.0
-    return np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4).astype(np.float32)
+def _rgb() -> np.ndarray:
+    """(3, 3) float32: the inverse of _xyz."""
+    return np.linalg.inv(_xyz())
+
+
+def _polynomial(function: Callable[[np.ndarray], np.ndarray], low: float, high: float, degree: int) -> np.ndarray:
+    """Interpolate a function between low and high: (degree + 1,) float32 coefficients, from the highest."""
+    found = Chebyshev.interpolate(function, degree, (low, high))
+    return found.convert(kind=Polynomial).coef[::-1].astype(np.float32)
+
+
+@cache
+def _light() -> np.ndarray:
+    """From grey levels of sRGB to linear light, 0 to 1 (IEC 61966-2-1), above its linear part; to 0.01 levels."""
+    return _polynomial(lambda level: ((level / 255.0 + 0.055) / 1.055) ** 2.4, 0.04045 * 255.0, 255.0, 6)
+
+
+@cache
+def _logarithm() -> np.ndarray:
+    """From the part m of 2^n * (1 + m) to its binary logarithm less n + m; to 2e-5."""
+    return _polynomial(lambda part: np.log2(1.0 + part) - part, 0.0, 1.0, 5)
 
 
 @cache

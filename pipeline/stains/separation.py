@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.stains.normaliser import ENOUGH_PIXELS, StatisticalNormaliser, White, white_points
-from pipeline.stains.optical_density import amount_tables, density_tables, light_factors, mix
+from pipeline.stains.optical_density import WHITE, amount_tables, channel_densities, light_factors, mix
 
 STRONGEST = 99.0
 """Percentile of a stain's concentrations that stands for the largest."""
@@ -60,7 +60,7 @@ class StainSeparation(StatisticalNormaliser):
     def _apply(self, image: np.ndarray, own: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, bool]:
         measured, wanted = self._parts(own), self._parts(reference)
         gain, held_back = self._bounded(wanted["maximum_concentration"] / measured["maximum_concentration"])
-        before, after = white_points(measured["white_point"], wanted["white_point"])
+        before, after = white_points(own, reference)
         return self._exchange(image, measured["stain_matrix"], wanted["stain_matrix"], gain, before, after), held_back
 
     def _exchange(
@@ -70,20 +70,23 @@ class StainSeparation(StatisticalNormaliser):
         return mix(image, exchange(own, wanted, gain), before, after)
 
     def _by_reference(
-        self, image: np.ndarray, tissue: np.ndarray, white: White, reference: np.ndarray
+        self, image: np.ndarray, tissue: np.ndarray, white: White | None, reference: np.ndarray
     ) -> np.ndarray | None:
         wanted = self._parts(reference)
         vectors = wanted["stain_matrix"]
         if len(tissue) < ENOUGH_PIXELS:
             return None
-        largest = self._largest(tissue, vectors, white)
+        largest = self._largest(tissue, vectors, white or WHITE)
         bound = min(self.maximum_gain, CAREFUL_GAIN)
         gain = np.clip(wanted["maximum_concentration"] / np.maximum(largest, MEASURABLE), 1.0 / bound, bound)
         gain[largest < MEASURABLE] = 1.0
         if (gain == 1.0).all():
             return None
-        before, after = white_points(np.array(white), wanted["white_point"])
+        before, after = white_points(np.full(3, np.nan) if white is None else np.array(white), reference)
         return mix(image, scaling(vectors, gain), before, after)
+
+    def _light(self, image: np.ndarray, before: White, after: White) -> np.ndarray | None:
+        return mix(image, np.eye(3), before, after)
 
 
 def unmixing(vectors: np.ndarray) -> np.ndarray:
@@ -125,7 +128,7 @@ def cloud_plane(tissue: np.ndarray, white: White) -> np.ndarray | None:
     """
     from pipeline.stains.compiled import second_moment
 
-    count, moment = second_moment(tissue, np.ascontiguousarray(density_tables(white).T), LINEAR)
+    count, moment = second_moment(tissue, channel_densities(white), LINEAR)
     if count < ENOUGH_PIXELS:
         return None
     _, directions = np.linalg.eigh(moment)
@@ -140,8 +143,7 @@ def direction_sums(tissue: np.ndarray, white: White, plane: np.ndarray) -> np.nd
     from pipeline.stains.compiled import directions
 
     sums = np.zeros((3, DIRECTIONS))
-    tables = np.ascontiguousarray(density_tables(white).T)
-    directions(tissue, tables, LINEAR, plane.astype(np.float32), sums)
+    directions(tissue, channel_densities(white), LINEAR, plane.astype(np.float32), sums)
     return sums
 
 

@@ -103,8 +103,9 @@ def slides_of(names: Sequence[str], settings: NormaliseSettings) -> dict[str, st
 class Batch:
     """Tiles that one normaliser is applied to, in threads; the result never depends on their number.
 
-    statistics: what they are measured over: with image, an image that cannot be measured by itself takes its slide's
-    or group's. done: status and fallback of each tile that was written, by its name; faults: why one was not.
+    statistics: what they are measured over: with image, an image that cannot be measured by itself takes its group's;
+    with slide or group, an image whose pool cannot be measured takes its own. done: status and fallback of each tile
+    that was written, by its name; faults: why one was not.
     """
 
     def __init__(
@@ -153,9 +154,12 @@ class Batch:
                 except FaultyFile as error:
                     self.faults[tile.name] = str(error)
                     return
-                self.done[tile.name] = normalised.status, normalised.fallback
+                # Where no slide was named, what images share is a group: that of the split, or a folder.
+                of_group = normalised.fallback == "slide" and self._statistics != "slide"
+                fallback = "group" if of_group else normalised.fallback
+                self.done[tile.name] = normalised.status, fallback
                 with lock:
-                    stream.write(json.dumps([tile.name, normalised.status, normalised.fallback]) + "\n")
+                    stream.write(json.dumps([tile.name, normalised.status, fallback]) + "\n")
                     stream.flush()
 
             threads = ThreadPoolExecutor(self._threads)
@@ -184,7 +188,8 @@ class Batch:
         told = f" ({_counts(fallbacks)})" if fallbacks else ""
         lines = [
             f"{len(self.done)} images {towards}: {self._statuses()}",
-            f"{fallbacks.total()} of them could not be normalised by themselves and fell back{told}",
+            f"{fallbacks.total()} of them could not be normalised by the statistics of their {self._statistics} and "
+            f"fell back{told}",
         ]
         if self.shared is not None and self.shared.unmeasured:
             named = some(f"{name} ({status})" for name, status in self.shared.unmeasured.items())

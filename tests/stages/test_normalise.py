@@ -169,9 +169,9 @@ def test_an_image_that_cannot_be_measured_takes_the_statistics_of_its_group(meth
     config, paths = data_set(tmp_path, groups=groups, scarce=("train-4", "held-0"), method=method)
     lines = normalise.run(config, paths)
     found = statuses(paths)
-    assert found["train-3"] == ("ok", "") and found["train-4"] == ("low_tissue", "slide")
+    assert found["train-3"] == ("ok", "") and found["train-4"] == ("low_tissue", "group")
     assert found["held-0"][0] == "low_tissue" and found["held-0"][1] in ("reference", "identity"), "it is its own group"
-    assert "2 of them" in lines[1] and "1 slide" in lines[1]
+    assert "2 of them" in lines[1] and "1 group" in lines[1]
     normaliser = load(paths.normalise / "stain.json")
     assert isinstance(normaliser, StatisticalNormaliser)
     _, pooled = normaliser.pool(seen(paths, "train-3", "train-4"))
@@ -212,6 +212,27 @@ def test_statistics_are_shared_by_slide_or_group(settings: dict, pool: list[str]
         alone = normaliser.normalise(image).image
         assert (alone != expected).any() == (len(pool) > 1)
     assert json.loads((paths.normalise / "stain.json").read_text())["statistics"] == settings["statistics"]
+
+
+def test_a_group_that_cannot_be_measured_is_a_fallback_of_all_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StatisticalNormaliser, "pool", lambda self, images: ("degenerate", None))
+    config, paths = data_set(tmp_path, statistics="group", fail_if_fallback_over=1.0)
+    lines = normalise.run(config, paths)
+    assert set(statuses(paths).values()) == {("ok", "image")}
+    assert "8 of them could not be normalised by the statistics of their group and fell back (8 image)" in lines[1]
+    config, paths = data_set(tmp_path / "other", statistics="group")
+    with pytest.raises(ValueError, match="at most 50% of the images to fall back, found 8 of 8"):
+        normalise.run(config, paths)
+
+
+def test_scarce_tissue_is_told_whatever_its_group_knows(tmp_path: Path) -> None:
+    groups = {"train-3": "block", "train-4": "block"}
+    config, paths = data_set(tmp_path, groups=groups, scarce=("train-4",), statistics="group")
+    normalise.run(config, paths)
+    found = statuses(paths)
+    assert found["train-3"] == ("ok", "") and found["train-4"] == ("low_tissue", "")
 
 
 def test_a_name_without_a_slide_is_told(tmp_path: Path) -> None:

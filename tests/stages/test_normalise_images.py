@@ -161,7 +161,7 @@ def test_subfolders_are_kept_and_are_the_groups(tmp_path: Path, capsys) -> None:
     assert run(folder, tmp_path / "out") == 0
     assert set(contents(tmp_path / "out")) == {*files, "status.csv", "stain.json"}
     found = statuses(tmp_path / "out")
-    assert found["east/2.png"] == ("low_tissue", "slide")
+    assert found["east/2.png"] == ("low_tissue", "group")
     assert found["top.png"][0] == "low_tissue" and found["top.png"][1] in ("reference", "identity")
     assert "1 other files were passed over: notes.txt" in capsys.readouterr().out
 
@@ -178,6 +178,26 @@ def test_statistics_of_a_slide_or_group(settings: tuple[str, ...], tmp_path: Pat
     for n in range(3):
         expected = normaliser.normalise(tissue(n), pooled, prefer_pooled=True).image
         np.testing.assert_array_equal(pixels((tmp_path / "out" / f"{named}{n}.png").read_bytes()), expected)
+
+
+def test_a_flat_folder_is_one_group(tmp_path: Path) -> None:
+    folder = put(tmp_path / "tiles", FEW | {"few.png": scarce(2)})
+    assert run(folder, tmp_path / "out") == 0
+    assert statuses(tmp_path / "out")["few.png"] == ("low_tissue", "group")
+    named = put(tmp_path / "named", {f"s1_{name}": image for name, image in FEW.items()} | {"s1_few.png": scarce(2)})
+    by_slide = ("normalise.statistics=slide", "normalise.slide_pattern=^(s[0-9])_")
+    assert run(named, tmp_path / "slide", *by_slide) == 0
+    assert statuses(tmp_path / "slide")["s1_few.png"] == ("low_tissue", "")
+
+
+def test_blank_tiles_get_the_light_of_their_slide(tmp_path: Path) -> None:
+    dim = {name: np.rint(image * (220 / 255)).astype(np.uint8) for name, image in FEW.items()}
+    folder = put(tmp_path / "tiles", dim | {"blank.png": np.full((64, 64, 3), 220, np.uint8)})
+    put(tmp_path, {"wanted.png": np.rint(tissue(9) * (252 / 255)).astype(np.uint8)})
+    settings = ("--reference", str(tmp_path / "wanted.png"), "normalise.white_point=measured")
+    assert run(folder, tmp_path / "out", *settings, "normalise.statistics=group") == 0
+    assert statuses(tmp_path / "out")["blank.png"] == ("background", "group")
+    assert np.abs(pixels((tmp_path / "out" / "blank.png").read_bytes()).astype(int) - 252).max() <= 2
 
 
 def test_one_image_alone(tmp_path: Path) -> None:
@@ -477,12 +497,14 @@ def test_a_learned_normaliser_takes_the_same_images(tmp_path: Path, monkeypatch,
     put(tmp_path / "data/train/made", {"model.json": json.dumps(outputs.as_dict()).encode()})
     folder, out = put(tmp_path / "tiles", {"a.png": tissue(0)} | SOUND | FAULTY), tmp_path / "out"
     runs = []
+    settings = ("normalise.run=made", "normalise.fail_if_fallback_over=1", "compute.device=cpu", "compute.threads=1")
     for _ in range(2):
-        assert run(folder, out, "normalise.run=made", "normalise.fail_if_fallback_over=1", method="learned") == 2
+        assert run(folder, out, *settings, method="learned") == 2
         told = capsys.readouterr()
         assert f"{len(FAULTY)} of" in told.err and "changed by the trained run made" in told.out
         runs.append(contents(out))
     results, found = runs[0], statuses(out)
+    assert normalise._loaded(out / "stain.json", load_config(None, ["compute.threads=1"])).compute.threads == 1
     assert set(results) == {"a.png", *SOUND, "status.csv", "stain.json", "stain.pt"} and runs[1] == results
     assert found["a.png"] == ("ok", "") and found["white.png"] == found["black.png"] == ("background", "identity")
     for name in SOUND:

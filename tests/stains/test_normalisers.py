@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.records.rasters import read_image
 from pipeline.stains import METHODS, load
-from pipeline.stains.normaliser import SLIDE_PIXELS, StatisticalNormaliser
-from pipeline.stains.optical_density import to_density, to_image
+from pipeline.stains.normaliser import INKED, SLIDE_PIXELS, StatisticalNormaliser
+from pipeline.stains.optical_density import sample_pixels, tissue_and_ink, to_density, to_image
 
 LABORATORIES = {
     "north": ((0.6442, 0.7089, 0.2872), (0.1047, 0.9651, 0.2402)),
@@ -157,6 +157,149 @@ def test_glass_is_measured_and_becomes_the_references(fitted: StatisticalNormali
     np.testing.assert_allclose(normaliser.normalise(dense, slide).white_point, dim, atol=1.5)
 
 
+def lit(image: np.ndarray, *white: float) -> np.ndarray:
+    """The same image with glass of other grey levels."""
+    return np.rint(image * (np.array(white) / 255.0)).astype(np.uint8)
+
+
+def test_glass_of_255_is_measured_too(fitted: StatisticalNormaliser) -> None:
+    """White of the last grey level is a white point like any other, not the sign that none was found."""
+    normaliser = type(fitted)(white="measured").fit([lit(tissue("north", 0), 240, 240, 240)])
+    bright, dim = [np.minimum(tissue("north", seed) + 3, 255).astype(np.uint8) for seed in (1, 2)], tissue("north", 3)
+    for image in bright:
+        image[tissue("north", 1).min(axis=2) > 250] = 255
+    _, slide = normaliser.pool([*bright, lit(dim, 225, 225, 225)])
+    assert slide is not None and slide[-3:].tolist() == [255.0, 255.0, 255.0]
+    _, own = normaliser.measure(bright[0])
+    assert own is not None and own[-3:].tolist() == [255.0, 255.0, 255.0]
+    if fitted.method != "reinhard":
+        glass = normaliser.normalise(bright[0]).image[bright[0].min(axis=2) == 255]
+        np.testing.assert_allclose(np.median(glass, axis=0), 240.0, atol=2.0)
+
+
+def test_no_glass_at_all_leaves_the_light_as_it_is(fitted: StatisticalNormaliser) -> None:
+    normaliser = type(fitted)(white="measured").fit([lit(tissue("north", 0), 240, 240, 240)])
+    dense = tissue("north", 1)
+    dense = dense[dense.max(axis=2) < 150][: 32 * 32].reshape(32, 32, 3)
+    _, measured = normaliser.measure(dense)
+    assert measured is not None and np.isnan(measured[-3:]).all()
+    _, pooled = normaliser.pool([dense, dense])
+    assert pooled is not None and np.isnan(pooled[-3:]).all()
+    for found in (normaliser.normalise(dense), normaliser.normalise(dense, pooled, prefer_pooled=True)):
+        assert found.status == "ok" and found.white_point == (255.0, 255.0, 255.0)
+    assert np.isfinite(type(fitted)(white="measured").fit([dense]).reference_).all()
+
+
+@pytest.mark.parametrize("level", [220, 254])
+def test_no_step_of_glass_between_a_blank_tile_and_its_neighbours(fitted: StatisticalNormaliser, level: int) -> None:
+    """Where the slide's light is brought to the reference's, so is that of its blank tiles, and that is counted."""
+    normaliser = type(fitted)(white="measured").fit([lit(tissue("north", 0), 252, 251, 250)])
+    stained, blank = lit(tissue("north", 1), level, level, level), flat(level, level, level)
+    _, slide = normaliser.pool([stained, blank])
+    assert slide is not None
+    neighbour = normaliser.normalise(stained, slide, prefer_pooled=True)
+    found = normaliser.normalise(blank, slide, prefer_pooled=True)
+    glass = np.median(neighbour.image[stained.min(axis=2) >= level - 3], axis=0)
+    np.testing.assert_allclose(found.image[0, 0], glass, atol=2.0)
+    assert (found.status, found.fallback) == ("background", "identity" if fitted.method == "reinhard" else "slide")
+    alone = normaliser.normalise(blank)
+    assert (alone.status, alone.fallback) == ("background", "identity")
+    np.testing.assert_array_equal(alone.image, blank)
+
+
+def test_shared_statistics_hide_neither_scarce_tissue_nor_that_there_are_none(fitted: StatisticalNormaliser) -> None:
+    few = np.concatenate([tissue("east", side=128)[:3], flat(255, 255, 255, shape=(125, 128))])
+    _, slide = fitted.pool([tissue("east", seed) for seed in range(3)])
+    shared = fitted.normalise(few, slide, prefer_pooled=True)
+    assert (shared.status, shared.fallback) == ("low_tissue", "")
+    without = fitted.normalise(tissue("east", 1), None, prefer_pooled=True)
+    assert (without.status, without.fallback) == ("ok", "image")
+    np.testing.assert_array_equal(without.image, fitted.normalise(tissue("east", 1)).image)
+    assert fitted.normalise(few, None, prefer_pooled=True).fallback in ("reference", "identity")
+
+
+def test_tissue_that_is_glass_under_the_common_white_point_is_not_pooled(fitted: StatisticalNormaliser) -> None:
+    """A tile that shows no glass is looked at under white, its slide's densities are taken under the slide's glass."""
+    normaliser = type(fitted)(white="measured").fit([tissue("north", 0)])
+    slide = [lit(tissue("north", seed), 226, 214, 190) for seed in (1, 2)]
+    # Nearly glass there, but pinker than glass: taken for none by itself.
+    veil = flat(224, 178, 190, shape=(128, 128))
+    _, without = normaliser.pool(slide)
+    _, found = normaliser.pool([*slide, veil])
+    assert without is not None and found is not None
+    np.testing.assert_allclose(found, without, rtol=0.02, atol=0.02)
+
+
+INKS = {
+    "blue": [(40, 60, 190), (30, 60, 170), (20, 40, 140), (0, 0, 255)],
+    "green": [(20, 120, 40), (30, 160, 80), (0, 100, 0)],
+    "black": [(20, 20, 22), (10, 10, 10), (30, 30, 32), (0, 0, 0)],
+    "red": [(200, 30, 40), (220, 20, 40), (190, 30, 50), (255, 0, 0)],
+}
+COLOURS = [colour for colours in INKS.values() for colour in colours]
+
+
+def marked(image: np.ndarray, colour: tuple[int, ...], thickness: int) -> np.ndarray:
+    """A stroke of a marker across an image, with soft edges and the sensor's noise."""
+    import cv2
+
+    height, width = image.shape[:2]
+    cover = np.zeros((height, width), np.float32)
+    ends = (width // 8, height // 5), (width * 7 // 8, height * 3 // 4)
+    cv2.line(cover, *ends, 1.0, max(2, thickness), cv2.LINE_AA)
+    cover = cv2.GaussianBlur(cover, (0, 0), 0.8)[..., np.newaxis]
+    ink = np.array(colour) + np.random.default_rng(4).normal(0.0, 1.0, image.shape)
+    return np.rint((image * (1.0 - cover) + ink * cover).clip(0, 255)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_pen_mark_is_told_and_takes_no_part_in_the_statistics(
+    fitted: StatisticalNormaliser, colour: tuple[int, ...]
+) -> None:
+    image = tissue("east", 1, side=160)
+    inked = marked(image, colour, 20)
+    found = fitted.normalise(inked)
+    assert found.status == "degenerate" and found.fallback in ("reference", "identity")
+    with pytest.raises(ValueError, match="found 1 degenerate"):
+        type(fitted)().fit([inked])
+    # Others of its slide are what it may be normalised by, which the status must not hide.
+    assert fitted.pool([inked, inked]) == ("degenerate", None)
+    _, clean = fitted.pool([image])
+    _, slide = fitted.pool([inked, image])
+    assert clean is not None and slide is not None
+    np.testing.assert_array_equal(slide, clean)
+    assert (shared := fitted.normalise(inked, slide)).status == "degenerate" and shared.fallback == "slide"
+    preferred = fitted.normalise(inked, slide, prefer_pooled=True)
+    assert (preferred.status, preferred.fallback) == ("degenerate", "")
+    assert fitted.normalise(marked(image, colour, 2)).status in ("ok", "clipped_gain"), "a hair of it is not noticeable"
+
+
+@pytest.mark.parametrize("chromogen", [(0.268, 0.570, 0.776), (0.35, 0.55, 0.76)])
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
+def test_brown_and_blue_are_no_ink(
+    fitted: StatisticalNormaliser, chromogen: tuple[float, ...], strength: float
+) -> None:
+    """Haematoxylin of any of the laboratories, with DAB in place of eosin."""
+    for laboratory, (haematoxylin, _) in LABORATORIES.items():
+        generator = np.random.default_rng(0)
+        amounts = generator.gamma(3.0, 0.1, (128, 128, 2)) * strength * (generator.random((128, 128, 2)) > 0.3)
+        image = to_image((amounts @ np.array([haematoxylin, chromogen])).astype(np.float32))
+        assert fitted.normalise(image).status in ("ok", "clipped_gain"), laboratory
+        assert fitted.normalise(tissue(laboratory, 0, 1.6 * strength)).status in ("ok", "clipped_gain"), laboratory
+
+
+@pytest.mark.parametrize("laboratory", ["north", "east", "south", "west", "abroad"])
+def test_rendered_tissue_is_no_ink_unless_marked(fitted: StatisticalNormaliser, laboratory: str) -> None:
+    from pipeline.laboratories import LABORATORIES as SCANNED
+    from pipeline.tissue import render_field
+
+    images = [render_field(kind, 160, 160, SCANNED[laboratory], 7).image for kind in ("gland", "lymphoid", "stroma")]
+    for image in images:
+        assert fitted.normalise(image).status in ("ok", "clipped_gain")
+    for colours in INKS.values():
+        assert fitted.normalise(marked(images[0], colours[0], 16)).status == "degenerate"
+
+
 @pytest.mark.parametrize("laboratory", ["east", "south", "west"])
 def test_another_laboratory_comes_nearer_to_the_reference(fitted: StatisticalNormaliser, laboratory: str) -> None:
     """The same tissue, known in both stains: the normalised image must be near its twin."""
@@ -275,6 +418,37 @@ def test_real_images_are_normalised_by_their_own_statistics(fitted: StatisticalN
     colours = [np.diff(np.array(means), axis=1) for means in (before, after)]
     # Vectors that never change leave the difference of hue.
     assert colours[1].std(axis=0).sum() < (1.0 if fitted.method == "ruifrok" else 0.6) * colours[0].std(axis=0).sum()
+
+
+def real_tissue(real_data: Path) -> dict[str, np.ndarray]:
+    """Every real image of haematoxylin and eosin that is a file of its own."""
+    files = sorted((real_data / "camelyon17_centres").rglob("*.png")) + sorted((real_data / "stain_examples").glob("*"))
+    files += sorted((real_data / "nuinsseg_human" / "images").glob("*"))
+    return {file.name: np.ascontiguousarray(read_image(file)[..., :3]) for file in files}
+
+
+@pytest.mark.real
+def test_real_tissue_is_never_taken_for_ink(real_data: Path) -> None:
+    images = real_tissue(real_data)
+    patches = real_data.parent / "kaggle" / "breast-histopathology-images"
+    images |= {file.name: read_image(file) for file in sorted(patches.rglob("*.png"))}
+    assert len(images) > 60
+    shares = {}
+    for name, image in images.items():
+        pixels = sample_pixels(image)
+        shares[name] = tissue_and_ink(pixels)[1] / len(pixels)
+    assert {name: share for name, share in shares.items() if share > INKED} == {}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("colour", COLOURS)
+def test_pen_marks_over_real_tissue_are_told(real_data: Path, colour: tuple[int, ...]) -> None:
+    images = list(real_tissue(real_data).values())[::6]
+    normalisers = [METHODS[method]().fit(images[:1]) for method in METHODS]
+    for image in images:
+        side = min(image.shape[:2])
+        for normaliser in normalisers:
+            assert normaliser.normalise(marked(image, colour, side // 10)).status == "degenerate"
 
 
 @pytest.mark.real

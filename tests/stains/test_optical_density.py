@@ -11,11 +11,13 @@ from pipeline.records.rasters import read_image
 from pipeline.stains.optical_density import (
     HAEMATOXYLIN_EOSIN,
     density_tables,
+    ink_mask,
     is_stained,
     measure_white,
     mix,
     sample_pixels,
     stain_basis,
+    tissue_and_ink,
     tissue_mask,
     tissue_pixels,
     to_density,
@@ -95,7 +97,21 @@ def test_the_compiled_tissue_mask_is_the_plain_one() -> None:
     for white in WHITES:
         plain = pixels[tissue_mask(to_density(pixels[np.newaxis], white))[0]]
         np.testing.assert_array_equal(tissue_pixels(pixels, white), plain)
+        density = to_density(pixels[np.newaxis], white)[0]
+        found, ink, alike = tissue_and_ink(pixels, white)
+        np.testing.assert_array_equal(found, plain)
+        assert ink == ink_mask(density).sum() > alike > 0
     assert len(tissue_pixels(pixels[:0])) == 0
+
+
+def test_ink_is_told_from_stains() -> None:
+    pixels = {
+        (40, 60, 190): True, (20, 120, 40): True, (15, 15, 18): True, (200, 30, 40): True, (0, 0, 255): True,
+        (90, 70, 150): False, (120, 60, 140): False, (60, 25, 80): False, (225, 110, 170): False,
+        (190, 60, 80): False, (120, 70, 40): False, (70, 40, 20): False, (255, 255, 255): False, (128, 128, 128): False,
+    }  # fmt: skip
+    found = ink_mask(to_density(np.array([list(pixels)], np.uint8)))[0]
+    assert found.tolist() == list(pixels.values())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500_000), (500_000, 1), (256, 320), (1024, 960)])
