@@ -40,6 +40,9 @@ def _names_a_group(pattern: str | None) -> str | None:
     return pattern
 
 
+IMAGE_TASKS = ("reconstruction", "translation")
+"""Tasks whose networks make images."""
+
 Share = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -382,9 +385,8 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _have_an_effect(self) -> TrainSettings:
         """Refuse settings of other tasks than the one that is trained for."""
-        images = ("reconstruction", "translation")
         owners = {
-            "target": ("segmentation",), "loss": ("segmentation",), "corruption": images,
+            "target": ("segmentation",), "loss": ("segmentation",), "corruption": IMAGE_TASKS,
             "reconstruction": ("reconstruction",), "translation": ("translation",),
             "classification": ("classification",),
         }  # fmt: skip
@@ -393,7 +395,7 @@ class TrainSettings(Settings):
             for section, tasks in owners.items() if self.task not in tasks
             for name in _changed(getattr(self, section), type(self).model_fields[section].default, section)
             # Which images are learned from is asked of both tasks that make images.
-            if not (name == "reconstruction.reference_strata" and self.task in images)
+            if not (name == "reconstruction.reference_strata" and self.task in IMAGE_TASKS)
         ]  # fmt: skip
         if idle:
             raise ValueError(f"task {self.task} has no use for {', '.join(idle)}: leave out, or set train.task")
@@ -404,7 +406,8 @@ class PredictSettings(Settings):
     """Probability maps from a trained run."""
 
     tile: int = Field(default=512, ge=64, le=4096)
-    """Side of the tiles in pixels; images up to this size go through whole."""
+    """Side of the tiles in pixels; images up to this size go through whole. A run that makes images takes tiles that
+    are larger by what its network sees around a pixel."""
     overlap: float = Field(default=0.25, ge=0.0, le=0.75)
     """Share by which neighbouring tiles overlap; they are blended without a seam."""
     flips: Literal["none", "mirror", "all"] = "none"
@@ -510,7 +513,7 @@ class Config(Settings):
     def _evaluate_fits_the_task(self) -> Config:
         named = _changed(self.evaluate, EvaluateSettings(), "evaluate")
         idle = [name for name in named if name != "evaluate.resamples"]
-        if idle and self.train.task not in ("reconstruction", "translation"):
+        if idle and self.train.task not in IMAGE_TASKS:
             raise ValueError(
                 f"{', '.join(idle)}: judge a run that makes images (task reconstruction or translation), and this one "
                 f"is for {self.train.task}: leave out"

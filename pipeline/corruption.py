@@ -33,6 +33,11 @@ SUPERSAMPLED = 2
 """Writing is drawn so many times larger and then reduced, as OpenCV's letters are made of straight strokes."""
 
 
+def damage(settings: CorruptionSettings) -> tuple[str, ...]:
+    """Name what else than stain the settings change: noise, grey, watermark and holes, those of them that are set."""
+    return tuple(name for name in ("noise", "grey", "watermark", "holes") if getattr(settings, name))
+
+
 class Corruption:
     """Corrupts images: first another stain, then noise, then grey, then writing, then holes, where each is set."""
 

@@ -1,9 +1,11 @@
-"""Probability maps of images of any size: tiles, blending, test-time flips; memory bounded by the tile."""
+"""Maps of images of any size, of probabilities or of colours: tiles, blending, flips; memory bounded by the tile."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 from pipeline.config import ComputeSettings, PredictSettings
 from pipeline.intensity import INTENSITIES, as_input
 from pipeline.networks import Network
+from pipeline.networks.autoencoders import Autoencoder
 from pipeline.networks.classifier import Classifier
 
 Orientation = tuple[int, bool]
@@ -30,33 +33,57 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "identity": lambda values: values.clamp(0.0, 1.0),
 }
 
+IMAGE_BORDER = 16
+"""Pixels by which images are mirrored at their edges before a network makes another image of them."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Tiles along one side of an image: their first pixels, their length, and the weights (length,) of each."""
+
+    starts: list[int]
+    length: int
+    weights: list[np.ndarray]
+
 
 class Predictor:
-    """A network with everything that turns one image into probability maps.
+    """A network with everything that turns one image into probability maps, or into another image.
 
     activation: sigmoid (each channel alone), softmax (channels of one pixel sum to 1) or identity (values as they are,
     clipped);
-    intensity: the same preparation of the image as in training; border: pixels by which the image is mirrored beyond
-    its edges before it is predicted, where the zeros that convolutions see there would show as a frame.
+    intensity: the same preparation of the image as in training; border: 0 for maps, and for a network that makes images
+    the pixels by which an image is mirrored beyond its edges, where the zeros that convolutions see there would show as
+    a frame; name: of the network, in errors.
+
+    An image is made in tiles as it is made whole: tiles begin at multiples of Network.cell, and what lies nearer to an
+    inner edge than Network.reach has no weight; a tile is larger than settings.tile by that reach on every side. What
+    is drawn at random (a variational code in use as a sample) depends on the image's pixels alone.
     """
 
     def __init__(
         self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
-        border: int = 0,
+        border: int = 0, name: str = "the network",
     ) -> None:  # fmt: skip
-        self.network, self.border = network, border
+        self.network, self.border, self.name = network, border, name
         self.activation = ACTIVATIONS[activation]
         self.prepare = INTENSITIES[intensity]
         self.settings = settings
         self.device = torch.device(compute.device)
+        self.precision = compute.precision
         self.autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.precision)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8."""
+        """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8.
+
+        Raises ValueError where a network that makes images gives values that are no numbers.
+        """
         prepared = self.prepare(image)
         if self.border:
-            around = (self.border, self.border)
-            prepared = np.pad(prepared, (around, around, (0, 0)), mode="symmetric")
+            # Whole cells, so that the network itself has nothing to fill up.
+            least = 2 * self.network.cell
+            beyond = [max(_up(side + 2 * self.border, self.network.cell), least) - side for side in image.shape[:2]]
+            below, right = (pixels - self.border for pixels in beyond)
+            prepared = np.pad(prepared, ((self.border, below), (self.border, right), (0, 0)), mode="symmetric")
         orientations = FLIPS[self.settings.flips]
         total: np.ndarray | None = None
         for turns, mirrored in orientations:
@@ -67,31 +94,62 @@ class Predictor:
         assert total is not None
         height, width = image.shape[:2]
         inside = slice(self.border, self.border + height), slice(self.border, self.border + width)
-        return total[:, *inside] / len(orientations)
+        made = total[:, *inside] / len(orientations)
+        if self.border and not np.isfinite(made).all():
+            raise ValueError(
+                f"{self.name}: expected an image of numbers, found {int((~np.isfinite(made)).sum())} of {made.size} "
+                f"values that are none; the weights are broken, or too large for compute.precision "
+                f"({self.precision}): take compute.precision=fp32, or train again"
+            )
+        return made
 
     def _tiled(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
-        rows = tile_starts(height, self.settings.tile, self.settings.overlap)
-        columns = tile_starts(width, self.settings.tile, self.settings.overlap)
-        tile_height, tile_width = min(height, self.settings.tile), min(width, self.settings.tile)
-        places = [(row, column) for row in rows for column in columns]
+        rows, columns = self._side(height), self._side(width)
+        noise = self._noise(image)
+        places = [(row, column) for row in range(len(rows.starts)) for column in range(len(columns.starts))]
         if len(places) == 1:
-            return self._forward(image[np.newaxis])[0]
-        window = blending_window(tile_height, tile_width)
+            return self._forward(image[np.newaxis], None if noise is None else noise[np.newaxis])[0]
         total: np.ndarray | None = None
         weight = np.zeros((height, width), np.float32)
         for batch in _batches(places, self.settings.batch):
-            tiles = np.stack([image[row : row + tile_height, column : column + tile_width] for row, column in batch])
-            for (row, column), probabilities in zip(batch, self._forward(tiles), strict=True):
+            windows = [_window(rows, row, columns, column) for row, column in batch]
+            tiles = np.stack([image[window] for window in windows])
+            drawn = None if noise is None else torch.stack([noise[:, *self._cells(window)] for window in windows])
+            for (row, column), window, values in zip(batch, windows, self._forward(tiles, drawn), strict=True):
                 if total is None:
-                    total = np.zeros((len(probabilities), height, width), np.float32)
-                total[:, row : row + tile_height, column : column + tile_width] += probabilities * window
-                weight[row : row + tile_height, column : column + tile_width] += window
+                    total = np.zeros((len(values), height, width), np.float32)
+                share = np.outer(rows.weights[row], columns.weights[column]).astype(np.float32)
+                total[:, *window] += values * share
+                weight[window] += share
         assert total is not None
         return total / weight
 
+    def _side(self, length: int) -> Side:
+        tile, overlap = self.settings.tile, self.settings.overlap
+        if self.border:
+            largest = getattr(self.network, "largest", None)
+            return image_side(length, tile, overlap, self.network.cell, self.network.reach, largest)
+        starts = tile_starts(length, tile, overlap)
+        return Side(starts, min(length, tile), [raised_cosine(min(length, tile))] * len(starts))
+
+    def _noise(self, image: np.ndarray) -> torch.Tensor | None:
+        """Draw what a code in use as a sample needs for the whole image, so that all tiles see the same of it."""
+        network = self.network
+        if not (self.border and isinstance(network, Autoencoder) and network.draws):
+            return None
+        digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+        shape = (network.channels_of_code, *network.code_size(*image.shape[:2]))
+        return torch.randn(shape, generator=generator)
+
+    def _cells(self, window: tuple[slice, slice]) -> tuple[slice, slice]:
+        cell = self.network.cell
+        rows, columns = (slice(side.start // cell, side.stop // cell) for side in window)
+        return rows, columns
+
     @torch.inference_mode()
-    def _forward(self, tiles: np.ndarray) -> np.ndarray:
+    def _forward(self, tiles: np.ndarray, noise: torch.Tensor | None = None) -> np.ndarray:
         """Map (N, height, width, 3) uint8 to (N, channels, height, width) float32, at the tiles' own size."""
         height, width = tiles.shape[1:3]
         margin, stride = self.network.margin, self.network.stride
@@ -101,7 +159,7 @@ class Predictor:
             tiles = np.pad(tiles, ((0, 0), (margin, below), (margin, right), (0, 0)), mode="symmetric")
         inputs = as_input(torch.from_numpy(tiles).to(self.device))
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            logits = self.network(inputs)
+            logits = self.network(inputs) if noise is None else self.network(inputs, noise=noise.to(self.device))
         probabilities = self.activation(logits.float())
         if stride > 1:
             probabilities = nn.functional.interpolate(probabilities, scale_factor=stride, mode="bilinear")
@@ -166,12 +224,16 @@ class ClassPredictor(Predictor):
 
 
 def predictor_of(
-    network: nn.Module, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
-    border: int = 0,
+    network: nn.Module, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings, *,
+    makes_images: bool, name: str = "the network",
 ) -> Predictor:  # fmt: skip
-    """Return the predictor of a network: of probabilities of classes for a classifier, else of maps."""
+    """Return the predictor of a network: of probabilities of classes for a classifier, else of maps, or of images.
+
+    Training validates by it, and every use goes through it: what is measured there is what comes out here.
+    """
     kind = ClassPredictor if isinstance(network, Classifier) else Predictor
-    return kind(cast(Network, network), activation, intensity, settings, compute, border)
+    border = IMAGE_BORDER if makes_images else 0
+    return kind(cast(Network, network), activation, intensity, settings, compute, border, name)
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
@@ -182,13 +244,44 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
     return [int(start) for start in np.rint(np.linspace(0, length - tile, count))]
 
 
-def blending_window(height: int, width: int) -> np.ndarray:
-    """Weights (height, width) float32 that fall to the edges (a raised cosine), never to 0, so that no seam shows."""
+def raised_cosine(length: int) -> np.ndarray:
+    """Weights (length,) float64 that fall to both ends, never to 0: how tiles of probabilities are blended."""
+    return np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2 + 1e-3
 
-    def side(length: int) -> np.ndarray:
-        return np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2 + 1e-3
 
-    return np.outer(side(height), side(width)).astype(np.float32)
+def image_side(length: int, tile: int, overlap: float, cell: int, reach: int, largest: int | None = None) -> Side:
+    """Lay tiles along a side so that what is made of them does not depend on where it is cut.
+
+    length: of the side, a multiple of cell. Tiles begin and end at multiples of cell and are `tile` long, two cells at
+    least, and reach more on either side; with a bound `largest` on what the network takes, reach gives way. Neighbours
+    overlap by the share, and at least by twice the reach and one cell. Weights are 0 up to reach from an inner edge and
+    rise along a line over the rest of the overlap.
+    """
+    size = max(_up(tile, cell), 2 * cell) + 2 * reach
+    if largest is not None and size > largest:
+        size = max(largest // cell, 2) * cell
+        reach = min(reach, size // cell // 4 * cell)
+    if length <= size:
+        return Side([0], length, [np.ones(length)])
+    shared = min(max(_up(overlap * size, cell), 2 * reach + cell), size - cell)
+    starts = [cell * start for start in tile_starts(length // cell, size // cell, shared / size)]
+
+    def weights(start: int) -> np.ndarray:
+        at = np.arange(size) + 0.5
+        before = at - reach if start else np.full(size, np.inf)
+        after = size - at - reach if start + size < length else np.full(size, np.inf)
+        return np.clip(np.minimum(before, after) / (shared - 2 * reach), 0.0, 1.0)
+
+    return Side(starts, size, [weights(start) for start in starts])
+
+
+def _up(length: float, cell: int) -> int:
+    return int(np.ceil(length / cell)) * cell
+
+
+def _window(rows: Side, row: int, columns: Side, column: int) -> tuple[slice, slice]:
+    top, left = rows.starts[row], columns.starts[column]
+    return slice(top, top + rows.length), slice(left, left + columns.length)
 
 
 def _batches(places: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:

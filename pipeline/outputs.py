@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Config
+from pipeline.config import IMAGE_TASKS, Config
 from pipeline.metrics.stain import compare
 from pipeline.metrics.summary import score_case
 from pipeline.records.case import IGNORED, Case
@@ -24,17 +24,19 @@ class Outputs:
     target: binary, classes, boundary, distance, boundary_distance, image, or class; channels: a name each; activation:
     sigmoid (each channel alone), softmax (the channels of a pixel, or image, sum to 1) or identity (an image as it is);
     label_kind: what labels and what is made of the channels hold: instance (an id an object), semantic (class ids),
-    image (RGB) or class (one an image).
+    image (RGB) or class (one an image); paired: of images, whether targets were images of their own, None where that
+    was not recorded, and of anything else.
     """
 
     target: str
     channels: tuple[str, ...]
     activation: str
     label_kind: str
+    paired: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what model.json holds."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Outputs:
@@ -70,10 +72,12 @@ class Outputs:
     def of(cls, config: Config, cases: Sequence[Case], paths: Paths) -> Outputs:
         """Decide the channels from the settings and the labels there are.
 
-        Raises ValueError where the target does not fit the labels.
+        Raises ValueError where the target does not fit the labels, or an image would not come out as it went in.
         """
-        if config.train.task in ("reconstruction", "translation"):
-            return cls("image", ("red", "green", "blue"), image_activation(config), "image")
+        if config.train.task in IMAGE_TASKS:
+            _refuse_other_images(config)
+            paired = any(case.label_kind == "image" for case in cases)
+            return cls("image", ("red", "green", "blue"), image_activation(config), "image", paired)
         if config.train.task == "classification":
             return cls("class", _class_names(cases), "softmax", "class")
         kinds = {case.label_kind for case in cases if case.label}
@@ -101,7 +105,30 @@ class Outputs:
             raise ValueError(
                 "train.target: classes needs class rasters, found object ids; take boundary, distance or binary"
             )
-        return cls(target, channels_of(target, classes), "softmax" if target == "classes" else "sigmoid", *kinds)
+        (kind,) = kinds
+        return cls(target, channels_of(target, classes), "softmax" if target == "classes" else "sigmoid", kind)
+
+
+def _refuse_other_images(config: Config) -> None:
+    """Refuse settings by which an image would come out at another size, or in other light, than it went in."""
+    network, problems = config.train.network, []
+    if not network.padded:
+        problems.append("train.network.padded: expected true, found false, which loses a border of the image")
+    if network.output_stride != 1:
+        problems.append(
+            f"train.network.output_stride: expected 1, found {network.output_stride}, which makes an image that many "
+            "times smaller"
+        )
+    if config.train.intensity != "stored":
+        problems.append(
+            f"train.intensity: expected stored, found {config.train.intensity}, which changes the light of what goes "
+            "in, and not of the target that it is compared with"
+        )
+    if problems:
+        raise ValueError(
+            f"train.task={config.train.task}: an image must come out at the size and in the light it went in:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
 
 
 def _class_names(cases: Sequence[Case]) -> tuple[str, ...]:
@@ -129,5 +156,5 @@ def image_activation(config: Config) -> str:
 
 
 def to_pixels(values: np.ndarray) -> np.ndarray:
-    """Turn (3, height, width) float in [0, 1] into (height, width, 3) uint8 RGB."""
+    """Turn (3, height, width) float in [0, 1], numbers all, into (height, width, 3) uint8 RGB."""
     return np.ascontiguousarray(np.rint(values.transpose(1, 2, 0) * 255.0).astype(np.uint8))

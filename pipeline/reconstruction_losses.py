@@ -86,7 +86,7 @@ class ReconstructionLoss(nn.Module):
                         f"train.reconstruction.ssim: expected images of at least {WINDOW}x{WINDOW} pixels, found "
                         f"{target.shape[-2]}x{target.shape[-1]}; use larger crops (augment.crop), or ssim=0"
                     )
-                terms["ssim"] = self.structure(_output(logits, self.activation), target)
+                terms["ssim"] = self.structure(output_image(logits, self.activation), target)
             if self.kind == "sparse":
                 assert code is not None
                 terms["sparsity"] = SPARSITY[self.settings.sparsity](code.values.float(), self.settings)
@@ -120,17 +120,17 @@ def _check(settings: ReconstructionSettings, kind: str) -> None:
         raise ValueError("\n".join(f"train.reconstruction: {problem}" for problem in problems))
 
 
-def _output(logits: Tensor, activation: str) -> Tensor:
+def output_image(logits: Tensor, activation: str) -> Tensor:
     """The image that logits stand for; a linear one is not clamped, which would stop its gradient."""
     return logits if activation == "identity" else logits.sigmoid()
 
 
 def _squared(logits: Tensor, target: Tensor, activation: str) -> Tensor:
-    return F.mse_loss(_output(logits, activation), target)
+    return F.mse_loss(output_image(logits, activation), target)
 
 
 def _absolute(logits: Tensor, target: Tensor, activation: str) -> Tensor:
-    return F.l1_loss(_output(logits, activation), target)
+    return F.l1_loss(output_image(logits, activation), target)
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, activation: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from pipeline import device
 from pipeline.config import ComputeSettings, Config, PredictSettings
+from pipeline.corruption import damage
 from pipeline.inference import Predictor, predictor_of
 from pipeline.instances import Thresholds
 from pipeline.networks import Network, build_network
@@ -21,9 +22,9 @@ from pipeline.records.seen import RECORD as THRESHOLDS
 from pipeline.records.seen import Seen
 
 BEST, FROZEN, MODEL, STAIN = "best.pt", "config.yaml", "model.json", "stain.json"
+NEEDED = (FROZEN, MODEL, BEST)
+"""Files without which a folder is no trained run."""
 IMAGE_CHANNELS = 3
-IMAGE_BORDER = 16
-"""Pixels by which images are mirrored at their edges before a network makes another image of them."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ class TrainedRun:
         network = self.network().to(compute.device).eval()
         if compute.channels_last:
             network.to(memory_format=torch.channels_last)
-        border = IMAGE_BORDER if self.outputs.is_image else 0
-        return predictor_of(network, self.outputs.activation, self.config.train.intensity, settings, compute, border)
+        return predictor_of(
+            network, self.outputs.activation, self.config.train.intensity, settings, compute,
+            makes_images=self.outputs.is_image, name=str(self.weights),
+        )  # fmt: skip
 
     def network(self) -> Network | Classifier:
         """Build the network and load the best weights, weights only. Raises ValueError where there are none yet."""
@@ -59,6 +62,19 @@ class TrainedRun:
         if isinstance(network, Autoencoder):
             network.use = self.config.train.reconstruction.code
         return network
+
+    @property
+    def restores(self) -> tuple[str, ...]:
+        """What the run was trained to take away, where stain is nothing that it was trained to change.
+
+        Empty for what can be a stain normaliser: a run trained on pairs, on images stained anew, or spoilt by nothing.
+        """
+        corruption = self.config.train.corruption
+        if corruption.restain or self.outputs.paired:
+            return ()
+        # Where pairs were not recorded, noise tells nothing: a denoising normaliser of pairs sees it too.
+        unrecorded = self.outputs.paired is None
+        return tuple(name for name in damage(corruption) if not (unrecorded and name == "noise"))
 
     def compute_here(self, wanted: ComputeSettings) -> ComputeSettings:
         """Return the run's own device and numbers where this machine has them and nothing else is asked for.
@@ -100,18 +116,25 @@ def _has(config: Config, here: ComputeSettings) -> bool:
 
 
 def open_run(folder: Path) -> TrainedRun:
-    """Open a run's folder. Raises ValueError where it is none, naming the runs there are beside it."""
+    """Open a run's folder. Raises ValueError where it is none, naming the trained runs there are."""
     import yaml
 
     if not (folder / FROZEN).exists() or not (folder / MODEL).exists():
-        runs = sorted(file.parent.name for file in folder.parent.glob(f"*/{MODEL}"))
+        runs = _runs_around(folder)
         raise ValueError(
-            f"{folder}: expected a trained run ({FROZEN}, {MODEL}, {BEST}), found none; "
-            + (f"there are the runs {', '.join(runs)}" if runs else "make one with `make train`")
+            f"{folder}: expected a trained run ({', '.join(NEEDED)}), found none; "
+            + (f"there are the trained runs {', '.join(runs)}" if runs else "make one with `make train`")
         )
     config = Config.model_validate(yaml.safe_load((folder / FROZEN).read_text(encoding="utf-8")))
     model = json.loads((folder / MODEL).read_text(encoding="utf-8"))
     return TrainedRun(folder, config, Outputs.from_dict(model), folder / BEST)
+
+
+def _runs_around(folder: Path) -> list[str]:
+    """Names of the runs that have weights: all below data/train/ where the folder is, else those beside it."""
+    home = next((parent for parent in folder.parents if parent.parts[-2:] == ("data", "train")), folder.parent)
+    found = (file.parent for file in home.rglob(BEST))
+    return sorted(run.relative_to(home).as_posix() for run in found if all((run / name).exists() for name in NEEDED))
 
 
 def named_run(run: str) -> TrainedRun:

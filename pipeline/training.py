@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pipeline import device
-from pipeline.config import Config, TrainSettings, dump_config
+from pipeline.config import IMAGE_TASKS, Config, TrainSettings, dump_config
 from pipeline.inference import Predictor, predictor_of
 from pipeline.records.files import write_bytes, write_text
 from pipeline.tasks.players import NETWORK, Player
@@ -145,6 +145,8 @@ class _Loop:
             self.settings.intensity,
             config.predict.model_copy(update={"flips": "none"}),
             config.compute,
+            makes_images=config.train.task in IMAGE_TASKS,
+            name=f"{folder}, in validation",
         )
         self.step = 0
         # Over the steps since the last validation, on the device, so that no step waits for it.

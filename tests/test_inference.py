@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from pipeline.config import ComputeSettings, NetworkSettings, PredictSettings
-from pipeline.inference import FLIPS, Predictor, blending_window, tile_starts
+from pipeline.inference import FLIPS, Predictor, image_side, predictor_of, raised_cosine, tile_starts
 from pipeline.networks import Network, build_network
+from pipeline.networks.autoencoders import Autoencoder
 
 CPU = ComputeSettings(device="cpu", precision="fp32", channels_last=True, threads=1, workers=0)
 
@@ -46,10 +47,103 @@ def test_tiles_cover_everything_and_overlap_enough(length: int, tile: int, overl
 
 
 def test_blending_weights_are_symmetric_and_never_zero() -> None:
-    window = blending_window(8, 6)
+    window = np.outer(raised_cosine(8), raised_cosine(6))
     assert window.min() > 0
     np.testing.assert_allclose(window, window[::-1, ::-1], rtol=1e-6)
     assert window[4, 3] == window.max()
+
+
+@pytest.mark.parametrize(("cell", "reach"), [(1, 0), (4, 16), (8, 56), (32, 128), (128, 896)])
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 0.0), (100, 0.25), (512, 0.25), (256, 0.75)])
+def test_tiles_of_an_image_begin_at_cells_and_leave_no_pixel_out(
+    cell: int, reach: int, tile: int, overlap: float
+) -> None:
+    for length in (2 * cell, 17 * cell, 61 * cell, 5 * (tile // cell + 1) * cell):
+        side = image_side(length, tile, overlap, cell, reach)
+        assert side.length <= max(tile + cell - 1, 2 * cell) + 2 * reach
+        assert all(start % cell == 0 for start in [*side.starts, side.length])
+        assert side.starts[0] == 0 and side.starts[-1] + side.length == length
+        total = np.zeros(length)
+        for start, weights in zip(side.starts, side.weights, strict=True):
+            total[start : start + side.length] += weights
+            assert start == 0 or not weights[:reach].any()
+            assert start + side.length == length or not weights[side.length - reach :].any()
+        assert total.min() > 0
+
+
+@pytest.mark.parametrize("largest", [96, 256])
+def test_tiles_stay_within_what_a_network_of_one_size_takes(largest: int) -> None:
+    side = image_side(32 * 40, 512, 0.25, 32, 128, largest)
+    assert side.length <= largest
+    assert all(later - earlier < side.length for earlier, later in itertools.pairwise(side.starts))
+
+
+NETWORKS = [
+    {"depth": 1}, {"depth": 2}, {"depth": 3}, {"depth": 2, "residual": True}, {"depth": 2, "normalisation": "none"},
+    *({"name": f"autoencoder:{kind}", "depth": depth, "code": 6} for kind in ("convolutional", "variational")
+      for depth in (1, 2, 3)),
+    *({"name": "autoencoder:linear", "depth": depth, "code": 6} for depth in (1, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", NETWORKS)
+def test_an_image_is_made_in_tiles_as_it_is_made_whole(settings: dict[str, object]) -> None:
+    network = varied(settings)
+    image = picture(301, 262)
+    made = [
+        predictor_of(network, "identity", "stored", PredictSettings(tile=tile, batch=3), CPU, makes_images=True)(image)
+        for tile in (64, 4096)
+    ]
+    assert made[1].std() > 0.02
+    np.testing.assert_allclose(made[0], made[1], atol=2e-5)
+
+
+@pytest.mark.parametrize("flips", ["none", "all"])
+def test_a_sampled_code_is_the_same_each_time_and_in_each_tile(flips: str) -> None:
+    network = varied({"name": "autoencoder:variational", "depth": 2, "code": 6})
+    assert isinstance(network, Autoencoder)
+    mean = predictor_of(network, "identity", "stored", PredictSettings(flips=flips), CPU, makes_images=True)
+    image, other = picture(210, 150), picture(150, 210)
+    plain = mean(image)
+    network.use = "sample"
+    predict = [
+        predictor_of(
+            network, "identity", "stored", PredictSettings(tile=tile, batch=batch, flips=flips), CPU, makes_images=True
+        )
+        for tile, batch in ((512, 4), (64, 1), (64, 5))
+    ]
+    first = predict[0](image)
+    predict[0](other)
+    np.testing.assert_array_equal(predict[0](image), first)
+    np.testing.assert_allclose(predict[1](image), first, atol=2e-5)
+    np.testing.assert_allclose(predict[2](image), predict[1](image), atol=1e-6)
+    assert np.abs(first - plain).max() > 0.01
+
+
+def test_an_image_that_is_no_number_is_refused_by_name() -> None:
+    network = varied({"depth": 1})
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    predict = predictor_of(
+        network, "sigmoid", "stored", PredictSettings(), CPU, makes_images=True, name="data/train/broken/best.pt"
+    )
+    with pytest.raises(ValueError, match=r"broken/best\.pt: expected an image of numbers, found 300 of 300.*\(fp32\)"):
+        predict(picture(10, 10))
+
+
+def varied(settings: dict[str, object]) -> Network:
+    """A network that makes images, whose batch statistics and output are not those of a new one."""
+    torch.manual_seed(1)
+    narrow = {} if str(settings.get("name")).endswith("linear") else {"width": 4}
+    network = build_network(NetworkSettings.model_validate(narrow | settings), 3, 3)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                module.running_mean.normal_(0, 0.1)
+                module.bias.uniform_(-0.1, 0.3)
+            if isinstance(module, nn.Conv2d) and module.out_channels == 3:
+                module.weight.normal_(0, 0.05)
+    return network.eval()
 
 
 @pytest.mark.parametrize("flips", FLIPS)

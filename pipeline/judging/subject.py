@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.config import Config
+from pipeline.corruption import damage
 from pipeline.records.case import Case
 from pipeline.records.paths import Paths
 from pipeline.stains import METHODS
@@ -72,9 +73,9 @@ class Subject:
     @property
     def changes_stain(self) -> bool:
         """Whether stain is what the run changes, and nothing that a classical normaliser knows nothing of."""
-        spoilt = self.trained.config.train.corruption
-        other = spoilt.holes or spoilt.grey or spoilt.watermark
-        return not other if self.kind == "paired" else bool(spoilt.restain and not other and not spoilt.noise)
+        corruption = self.trained.config.train.corruption
+        spoilt = set(damage(corruption))
+        return not spoilt - {"noise"} if self.kind == "paired" else bool(corruption.restain and not spoilt)
 
     @property
     def beside(self) -> tuple[str, ...]:

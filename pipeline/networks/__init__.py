@@ -19,10 +19,14 @@ class Network(nn.Module):
     Takes (N, channels, H, W) float in [0, 1], gives (N, outputs, *output_size(H, W)).
     margin, stride: output pixel (i, j) belongs to the image's rows margin + i * stride up to margin + (i + 1) * stride,
     columns alike.
+    cell: pixels of the image along one side of a place of the coarsest level; reach: pixels, a multiple of cell, beyond
+    which what the image shows changes an output no more (or hardly, where a network's reach is not known).
     """
 
     margin: int = 0
     stride: int = 1
+    cell: int = 1
+    reach: int = 0
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the output for an input of height x width pixels."""

@@ -116,6 +116,7 @@ class Autoencoder(Network):
                 f"autoencoder:denoising, which is the same network with dropout"
             )
         self.kind, self.depth, self.channels_of_code = kind, depth, code
+        self.cell, self.reach = 2**depth, 4 * 2**depth
         self.activation = activation_of(kind)
         self.use: Literal["mean", "sample"] = "mean"
         if kind == "linear":
@@ -150,14 +151,24 @@ class Autoencoder(Network):
         side = 2**self.depth
         return max(2, -(-height // side)), max(2, -(-width // side))
 
-    def forward(self, image: Tensor, with_code: bool = False) -> Tensor | tuple[Tensor, Code]:
-        """Logits for an image in [0, 1]; with_code: and the code that they were decoded from."""
-        code = self.encode(image)
+    @property
+    def draws(self) -> bool:
+        """Whether its code is a sample in use."""
+        return self.kind == "variational" and self.use == "sample"
+
+    def forward(
+        self, image: Tensor, with_code: bool = False, noise: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Code]:
+        """Logits for an image in [0, 1]; with_code: and the code that they were decoded from; noise: as for encode."""
+        code = self.encode(image, noise)
         logits = self.decode(code.values, *image.shape[-2:])
         return (logits, code) if with_code else logits
 
-    def encode(self, image: Tensor) -> Code:
-        """Code of images (N, channels, H, W) in [0, 1]."""
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Code:
+        """Code of images (N, channels, H, W) in [0, 1].
+
+        noise: (N, code, *code_size(H, W)) from N(0, 1), what a sample is drawn by; by default from torch's own stream.
+        """
         rows, columns = self.code_size(*image.shape[-2:])
         # Around 0, so that the middle grey level is what zeros stand for.
         centred = 2 * enlarged(image, rows * 2**self.depth, columns * 2**self.depth) - 1
@@ -170,9 +181,10 @@ class Autoencoder(Network):
         mean, free = features.chunk(2, dim=1)
         # Bent, not cut: a gradient leads back from everywhere.
         log_variance = LARGEST_LOG_VARIANCE * torch.tanh(free / LARGEST_LOG_VARIANCE)
-        random = self.training or self.use == "sample"
-        values = reparameterise(mean, log_variance, torch.randn_like(mean)) if random else mean
-        return Code(values, mean, log_variance)
+        if not (self.training or self.draws):
+            return Code(mean, mean, log_variance)
+        drawn = torch.randn_like(mean) if noise is None else noise
+        return Code(reparameterise(mean, log_variance, drawn), mean, log_variance)
 
     def decode(self, code: Tensor, height: int, width: int) -> Tensor:
         """Logits (N, outputs, height, width) of a code (N, code, h, w).

@@ -52,6 +52,9 @@ class AnySize(Network):
         super().__init__()
         self.network, self.name = network, name
         self.multiple, self.least, self.largest = multiple, least, largest
+        # Of one fixed size: as coarse as the encoders of segmentation-models-pytorch are.
+        self.cell = multiple if largest is None else math.gcd(multiple, 32)
+        self.reach = 4 * self.cell
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""

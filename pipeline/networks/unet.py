@@ -99,6 +99,7 @@ class UNet(Network):
                 f"give network.depth at least {finest}"
             )
         self.depth, self.padded, self.stride, self.finest = depth, padded, output_stride, finest
+        self.cell, self.reach = 2**depth, 7 * 2**depth
         self.residual = residual
         self.lost = 0 if padded else LOST
         self.margin = self.lost // 2 * (2 ** (depth + 1) - 1 + 2**depth - output_stride)

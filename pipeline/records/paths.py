@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Config
+from pipeline.config import IMAGE_TASKS, Config
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Paths:
     def of(cls, config: Config, root: Path = Path()) -> Paths:
         """Take the names from a configuration."""
         # Where images are learned from images, what training sees depends on more than the recipe.
-        of_images = config.train.task in ("reconstruction", "translation")
+        of_images = config.train.task in IMAGE_TASKS
         return cls(
             root, config.dataset, config.split.name, config.normalise.method,
             config.run.replace("/", "-") if of_images else config.augment.recipe, config.run, config.normalise.run,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Config
+from pipeline.config import IMAGE_TASKS, Config
 from pipeline.records.case import Case
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
@@ -60,7 +60,7 @@ def _write_sheet(cases: Sequence[Case], config: Config, paths: Paths) -> None:
     from pipeline.intensity import INTENSITIES
     from pipeline.records.rasters import write_png
 
-    if config.train.task in ("reconstruction", "translation"):
+    if config.train.task in IMAGE_TASKS:
         write_png(paths.augment / SHEET, _sheet_of_pairs(cases, config, paths))
         return
     prepare = INTENSITIES[config.train.intensity]

@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.config import ComputeSettings, Config
 from pipeline.records.files import file_hash, write_bytes, write_json
-from pipeline.stains.normaliser import Normalised, Normaliser, checked, tissue_status
-from pipeline.stains.optical_density import WHITE, sample_pixels, tissue_pixels
+from pipeline.stains.normaliser import Normalised, Normaliser, checked, tissue_and_status
+from pipeline.stains.optical_density import WHITE, sample_pixels
 
 if TYPE_CHECKING:
     from pipeline.inference import Predictor
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Learned(Normaliser):
     """Applies a run that makes images (task reconstruction or translation); its training fixed the reference.
 
-    An image without stained tissue keeps its pixels: no network was taught what to do with it.
+    An image without stained tissue, or with pen marks, keeps its pixels: no network was taught what to do with it. One
+    with little tissue (low_tissue) is normalised, since nothing has to be measured of it.
     """
 
     method = "learned"
@@ -39,10 +40,18 @@ class Learned(Normaliser):
 
     @classmethod
     def of_run(cls, folder: Path, compute: ComputeSettings | None = None) -> Self:
-        """Open a run's folder. Raises ValueError where it is none, or makes no images."""
+        """Open a run's folder. Raises ValueError where it is none, makes no images, or restores them and no more."""
         from pipeline.trained import open_run
 
-        return cls(open_run(folder), compute)
+        trained = open_run(folder)
+        if trained.outputs.is_image and trained.restores:
+            raise ValueError(
+                f"normalise.run: expected a run that changes stain, found {folder}, which was trained to restore "
+                f"images ({', '.join(f'train.corruption.{name}' for name in trained.restores)}), with no pairs and no "
+                f"train.corruption.restain; apply it with `predict`, or train a normaliser: on pairs, or with "
+                f"train.corruption.restain"
+            )
+        return cls(trained, compute)
 
     def fit(self, images: Iterable[np.ndarray]) -> Self:
         """Load the weights; the images are left unread, since the reference was learned in training."""
@@ -50,17 +59,19 @@ class Learned(Normaliser):
         return self
 
     def normalise(self, image: np.ndarray, pooled: np.ndarray | None = None, prefer_pooled: bool = False) -> Normalised:
-        """As in Normaliser; an image has no statistics, so that pooled ones are not looked at."""
+        """As in Normaliser; an image has no statistics, so that pooled ones are not looked at.
+
+        Raises ValueError, too, where the network gives values that are no numbers.
+        """
         from pipeline.outputs import to_pixels
 
         if self.predict_ is None:
             self.fit(())
         assert self.predict_ is not None
-        pixels = sample_pixels(checked(image))
-        status = tissue_status(len(tissue_pixels(pixels, WHITE)), len(pixels))
-        if status == "background":
+        status, _ = tissue_and_status(sample_pixels(checked(image)), WHITE)
+        if status in ("background", "degenerate"):
             return Normalised(image.copy(), status, "identity")
-        return Normalised(to_pixels(self.predict_(image)), "ok", "")
+        return Normalised(to_pixels(self.predict_(image)), status, "")
 
     def save(self, file: Path, **further: Any) -> None:
         """Write <stem>.json with the run's settings and <stem>.pt with its weights: enough without the run's folder."""

@@ -11,6 +11,7 @@ from pipeline.config import Config
 from pipeline.intensity import as_input
 from pipeline.networks.pix2pix import AdversarialLoss, PatchDiscriminator
 from pipeline.outputs import Outputs
+from pipeline.reconstruction_losses import output_image
 from pipeline.records.case import Case
 from pipeline.records.paths import Paths
 from pipeline.tasks.players import NETWORK, Player
@@ -32,6 +33,7 @@ class Translation(Reconstruction):
         settings = config.train.translation
         self.weights = settings.adversarial, settings.absolute
         self.adversarial = AdversarialLoss(settings.objective)
+        self.activation = outputs.activation
         discriminator = PatchDiscriminator(IMAGE_CHANNELS, len(outputs.channels), settings.width, settings.depth)
         self.players = {
             DISCRIMINATOR: Player(discriminator, settings.learning_rate, BETAS),
@@ -43,7 +45,7 @@ class Translation(Reconstruction):
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the discriminator's loss, then, against its new weights, the generator's."""
         image, target = as_input(batch["image"]), as_input(batch["target"])
-        made = torch.sigmoid(networks[NETWORK](image).float())
+        made = output_image(networks[NETWORK](image).float(), self.activation)
         # Real and made in one pass, so that batch statistics and processes see both alike.
         verdict = networks[DISCRIMINATOR](torch.cat([image, image]), torch.cat([target, made.detach()]))
         real, fake = verdict.float().chunk(2)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import Config, load_config
+from pipeline.intensity import as_input
+from pipeline.metrics.stain import psnr
+from pipeline.outputs import Outputs, to_pixels
 from pipeline.pairs import Pairs, learnable
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
@@ -18,6 +22,7 @@ from pipeline.sample_pairs import render_pairs
 from pipeline.stages import run
 from pipeline.stains import load, normaliser_files
 from pipeline.stains.learned import Learned
+from pipeline.tasks.translation import Translation
 from pipeline.trained import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +82,16 @@ def test_it_trains_and_makes_an_image_of_every_test_case(trained: Run) -> None:
     assert ("loss_discriminator" in last) == (trained.config.train.task == "translation")
     kind = trained.config.train.network.name.rpartition(":")[2]
     assert {"sparse": "active_share", "variational": "active_latents"}.get(kind, "loss") in last
+
+
+def test_validation_and_use_see_the_same_network(trained: Run) -> None:
+    run = open_run(trained.paths.train)
+    predict, pairs = run.predictor(run.config.predict, run.config.compute), Pairs(run.config, trained.paths)
+    given = [pairs.given(case) for case in read_parts(trained.paths)["validation"]]
+    found = np.mean([psnr(to_pixels(predict(image)), target) for image, target in given])
+    with (trained.paths.train / "history.csv").open() as stream:
+        best = max(float(row["validation_psnr"]) for row in csv.DictReader(stream))
+    assert found == pytest.approx(best, abs=1e-6)
 
 
 def test_it_is_a_normaliser_that_stands_alone(trained: Run, tmp_path: Path) -> None:
@@ -141,18 +156,17 @@ def test_a_crop_of_a_pair_shows_the_same_place_twice(home: Path) -> None:
 
 
 def test_reference_strata_that_are_not_there_are_named(home: Path) -> None:
-    config = load_config(None, ["train.reconstruction.reference_strata=[nowhere]"])
+    config = load_config(None, ["train.task=reconstruction", "train.reconstruction.reference_strata=[nowhere]"])
     cases = read_parts(Paths.of(load_config(None, SMALL), home))["train"]
     assert learnable(cases, config) == cases
     images = [replace(case, label=None, label_kind="none", stratum="east") for case in cases]
     with pytest.raises(ValueError, match="expected strata of the data set, found nowhere; there are east"):
         learnable(images, config)
-    assert learnable(images, load_config(None, ["train.reconstruction.reference_strata=[east]"])) == images
+    east = load_config(None, ["train.task=reconstruction", "train.reconstruction.reference_strata=[east]"])
+    assert learnable(images, east) == images
 
 
 def test_an_interrupted_pix2pix_ends_with_the_same_bytes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.tasks.translation import Translation
-
     config = load_config(ROOT / "configs" / "normalisers" / "pix2pix.yaml", [*settings_of("pix2pix"), "run=whole"])
     run("train", config, Paths.of(config, home), with_needs=True)
     steps = []
@@ -173,6 +187,28 @@ def test_an_interrupted_pix2pix_ends_with_the_same_bytes(home: Path, monkeypatch
     first, second = (Paths.of(one, home).train for one in (config, other))
     for name in ("best.pt", "last.pt", "history.csv"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("autoencoder:linear", "identity"), ("unet", "sigmoid")])
+def test_pix2pix_trains_through_the_activation_it_is_used_with(home: Path, name: str, expected: str) -> None:
+    small = ["train.task=translation", f"train.network.name={name}", "train.network.depth=2",
+             "train.translation.adversarial=0", "train.translation.absolute=1", "train.translation.width=4",
+             "train.translation.depth=1"]  # fmt: skip
+    config = load_config(None, small)
+    paths = Paths.of(config, home)
+    outputs = Outputs.of(config, [], paths)
+    assert outputs.activation == expected
+    task = Translation(config, paths, outputs, [], [])
+    networks = {name: player.module.eval() for name, player in task.players.items()}
+    with torch.no_grad():
+        # An output beyond [0, 1] pulls back as far as it is out.
+        networks["network"].get_submodule("output" if name == "unet" else "decoder.projection").bias.fill_(3.0)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 2, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    losses = dict(task.step(networks, {"image": images[0], "target": images[1]}, 0.5))
+    logits = networks["network"](as_input(images[0]))
+    made = logits if expected == "identity" else logits.sigmoid()
+    torch.testing.assert_close(losses["network"], (made - as_input(images[1])).abs().mean())
 
 
 def test_a_segmenter_is_no_normaliser(home: Path) -> None:

@@ -1,0 +1,42 @@
+"""What a network's channels mean, and which settings cannot make an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, load_config
+from pipeline.outputs import IMAGE_TASKS, Outputs
+from pipeline.records.case import Case
+from pipeline.records.paths import Paths
+
+
+def settings(task: str, *overrides: str) -> Config:
+    return load_config(None, [f"train.task={task}", *overrides])
+
+
+def case(label_kind: str) -> Case:
+    return Case("a", "few", "images/a.png", None, label_kind, "a", None, 8, 8, None, "a.png")
+
+
+@pytest.mark.parametrize("task", IMAGE_TASKS)
+def test_settings_that_change_size_or_light_are_refused_together(task: str) -> None:
+    config = settings(task, "train.network.padded=false", "train.network.output_stride=2", "train.intensity=stretch")
+    with pytest.raises(ValueError, match=f"train.task={task}: an image must come out at the size") as raised:
+        Outputs.of(config, [], Paths.of(config))
+    told = str(raised.value)
+    assert "train.network.padded: expected true, found false" in told
+    assert "train.network.output_stride: expected 1, found 2" in told
+    assert "train.intensity: expected stored, found stretch" in told
+
+
+@pytest.mark.parametrize(("kinds", "paired"), [(["image", "none"], True), (["none"], False)])
+def test_a_run_that_makes_images_remembers_whether_it_saw_pairs(kinds: list[str], paired: bool, tmp_path: Path) -> None:
+    config = settings("reconstruction")
+    outputs = Outputs.of(config, [case(kind) for kind in kinds], Paths.of(config, tmp_path))
+    assert outputs.paired is paired
+    assert Outputs.from_dict(outputs.as_dict()) == outputs
+    older = {name: value for name, value in outputs.as_dict().items() if name != "paired"}
+    assert Outputs.from_dict(older).paired is None
+    assert "paired" not in Outputs("binary", ("foreground",), "sigmoid", "semantic").as_dict()
