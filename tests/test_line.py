@@ -183,7 +183,7 @@ def test_a_trained_run_predicts_any_image(root: Path, tmp_path: Path) -> None:
         mask = cv2.imread(str(tmp_path / "out" / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
         assert mask.shape == (90, 61) and mask.dtype == np.uint16
         assert cv2.imread(str(tmp_path / "out" / f"{stem}_overlay.png")).shape[2] == 3
-    assert "there are the runs tiny" in run(
+    assert "there are the trained runs tiny" in run(
         root, "predict", "--run", "tony", "--images", str(folder), "--out", str(tmp_path / "out"), code=2
     )
 

@@ -186,10 +186,11 @@ class Batch:
         """Return what was done, in words: statuses and fallbacks with their counts."""
         fallbacks = Counter(fallback for _, fallback in self.done.values() if fallback)
         told = f" ({_counts(fallbacks)})" if fallbacks else ""
+        # A learned one measures nothing: what it does not change keeps its pixels.
+        wanted = "" if self.shared is None else f" by the statistics of their {self._statistics}"
         lines = [
             f"{len(self.done)} images {towards}: {self._statuses()}",
-            f"{fallbacks.total()} of them could not be normalised by the statistics of their {self._statistics} and "
-            f"fell back{told}",
+            f"{fallbacks.total()} of them could not be normalised{wanted} and fell back{told}",
         ]
         if self.shared is not None and self.shared.unmeasured:
             named = some(f"{name} ({status})" for name, status in self.shared.unmeasured.items())
