@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pipeline.networks import Network, build_network
 from pipeline.networks.autoencoders import Autoencoder
 from pipeline.networks.classifier import Classifier, build_classifier
 from pipeline.outputs import Outputs
+from pipeline.records.case import Case, read_cases
+from pipeline.records.paths import Paths
 from pipeline.records.seen import RECORD as THRESHOLDS
 from pipeline.records.seen import Seen
 
@@ -104,7 +107,25 @@ class TrainedRun:
     @property
     def seen(self) -> Seen:
         """What took part in training or choosing, here or in a run that this one stands on."""
-        return Seen.of_record(self.chosen(), self.config.dataset)
+        record = self.chosen()
+        if "groups" not in record:
+            record["groups"] = self._groups_of([*record["trained_on"], *record["chosen_on"]["cases"]])
+        return Seen.of_record(record, self.config.dataset)
+
+    def seen_among(self, cases: Sequence[Case], config: Config) -> str:
+        """Say in words which cases of config's data set this run has seen; nothing where it saw none of them.
+
+        A split that looks past given groups does so within its data set: a patient seen elsewhere was seen.
+        """
+        by_group = config.split.groups in ("auto", "given") or self.config.dataset != config.dataset
+        return self.seen.told(config.dataset, cases, by_group)
+
+    def _groups_of(self, case_ids: Sequence[str]) -> list[str]:
+        """Groups of cases as they were ingested: records of earlier versions do not name them."""
+        file = Paths.of(self.config, _home(self.folder).parents[1]).cases
+        wanted = set(case_ids)
+        cases = read_cases(file) if file.exists() else []
+        return sorted({case.group for case in cases if case.group is not None and case.case_id in wanted})
 
     def thresholds(self) -> Thresholds:
         """Return the parameters of the post-processing."""
@@ -132,9 +153,14 @@ def open_run(folder: Path) -> TrainedRun:
 
 def _runs_around(folder: Path) -> list[str]:
     """Names of the runs that have weights: all below data/train/ where the folder is, else those beside it."""
-    home = next((parent for parent in folder.parents if parent.parts[-2:] == ("data", "train")), folder.parent)
+    home = _home(folder)
     found = (file.parent for file in home.rglob(BEST))
     return sorted(run.relative_to(home).as_posix() for run in found if all((run / name).exists() for name in NEEDED))
+
+
+def _home(folder: Path) -> Path:
+    """Return data/train/ where the folder is below it, else what it is in."""
+    return next((parent for parent in folder.parents if parent.parts[-2:] == ("data", "train")), folder.parent)
 
 
 def named_run(run: str) -> TrainedRun:

@@ -249,6 +249,12 @@ def test_masks_before_and_after_are_compared(build: Build, tmp_path: Path) -> No
     write_json(at.train / "thresholds.json", {"chosen_on": {"cases": []}, "trained_on": ["c06"], "thresholds": {}})
     with pytest.raises(ValueError, match=r"found 1 that did \(c06\), by the run in .*cells"):
         evaluate.run(config, paths)
+    # Data sets without common names for patients: nobody can tell, and so it is told.
+    assert "seen_unchecked" not in metrics_of(paths)
+    write_json(at.train / "thresholds.json", {"chosen_on": {"cases": []}, "trained_on": ["c06"], "thresholds": {}})
+    write_text(at.train / "config.yaml", dump_config(cells.model_copy(update={"dataset": "elsewhere"})))
+    assert "noted: cells: whether images of elsewhere" in evaluate.run(config, paths)[-1]
+    assert metrics_of(paths)["seen_unchecked"][0].startswith("cells: whether images of elsewhere")
     # One grey everywhere has other masks than tissue has.
     assert any(float(row["mask_dice"]) < 1 for row in rows if row["method"] == "mine")
 

@@ -54,6 +54,20 @@ class Seen:
         known = self.cases.get(dataset, frozenset())
         return [case for case in cases if case.case_id in known or (by_group and case.group in self.groups)]
 
+    def doubt(self, dataset: str, cases: Sequence[Case]) -> str:
+        """Say in words of which other data sets nobody can tell whether they show the tissue of these cases.
+
+        Only patients (slides, fields) of the same name can be recognised, and so where both data sets name them.
+        """
+        others = sorted(name for name, known in self.cases.items() if known and name != dataset)
+        if not others or not cases or (self.groups and any(case.group is not None for case in cases)):
+            return ""
+        nameless = dataset if self.groups else " and ".join(others)
+        return (
+            f"whether images of {', '.join(others)}, which it learned from, show tissue of these test images cannot be "
+            f"told, since {nameless} names no groups (ingest.group_csv, ingest.group_pattern)"
+        )
+
     def told(self, dataset: str, cases: Sequence[Case], by_group: bool) -> str:
         """Say in words which of the cases were seen; nothing where none was."""
         used = self.among(dataset, cases, by_group)

@@ -16,7 +16,7 @@ def read_parts(paths: Paths) -> dict[str, list[Case]]:
 
     Left out is what has no truth, where other cases of the data set have.
 
-    A case's group is the one that the split used, found from pixels or given.
+    A case keeps the group that it was given, if any; that of the split is a column of split.csv.
     Raises ValueError naming the labelled cases that the split does not know.
     """
     rows = read_split_table(paths.split_table)

@@ -82,8 +82,8 @@ def draw_history(history: Mapping[str, Sequence[float]], panels: Sequence[Panel]
 
 
 def common_cautions(sources: Sources) -> list[str]:
-    """Say what limits the figures of any page: cases left out, changes that no commit holds."""
-    told = []
+    """Say what limits the figures of any page: leaks nobody can rule out, cases left out, changes no commit holds."""
+    told = [f"Run {doubt}." for doubt in sources.metrics.get("seen_unchecked", ())]
     excluded = len({finding.case_id for finding in sources.findings if finding.action == "excluded"})
     if excluded:
         told.append(

@@ -60,7 +60,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     if trained.outputs.is_class:
         return _score_classes(config, paths, trained, parts, groups)
     chosen, thresholds = trained.chosen(), trained.thresholds()
-    _refuse_seen(config, parts[PART], [trained])
+    unchecked = _check_seen(config, parts[PART], [trained])
     rows: list[dict[str, Any]] = []
     for case in tqdm(parts[PART] + parts["unlabelled"], desc="evaluate", unit="image", disable=None):
         mask = label_raster(read_probabilities(paths.predict / f"{case.case_id}.tif"), trained.outputs, thresholds)
@@ -81,9 +81,10 @@ def run(config: Config, paths: Paths) -> list[str]:
         "unscored": len(parts["unlabelled"]),
         "thresholds": chosen["thresholds"],
         "excluded": _excluded(paths.findings),
+        **unchecked,
     }
     write_json(paths.reports / "metrics.json", metrics)
-    return _table(metrics)
+    return [*_table(metrics), *_noted(unchecked)]
 
 
 def _judge(
@@ -94,11 +95,12 @@ def _judge(
 
     subject = Subject(config, paths, trained, parts, groups, other_runs(config, paths))
     segmenter = segmenter_run(config, paths)
-    _refuse_seen(config, parts[PART], [trained, *subject.others.values(), *([segmenter] if segmenter else [])])
+    runs = [trained, *subject.others.values(), *([segmenter] if segmenter else [])]
+    unchecked = _check_seen(config, parts[PART], runs)
     judged = judge(subject)
     text = judged.table.to_csv(index=False, lineterminator="\n", float_format="%.6f")
     write_text(paths.reports / "per_case.csv", text)
-    write_json(paths.reports / "metrics.json", judged.metrics | {"excluded": _excluded(paths.findings)})
+    write_json(paths.reports / "metrics.json", judged.metrics | {"excluded": _excluded(paths.findings)} | unchecked)
     write_json(paths.reports / "timing.json", judged.timing)
     lines = _methods_table(judged.metrics, judged.timing["megapixels_per_second"])
     if trained.config.train.network.name.startswith("autoencoder:"):
@@ -106,7 +108,7 @@ def _judge(
 
         cases = [case for part in parts.values() for case in part]
         lines.append(f"map of the codes: {write_codes(trained, cases, paths, paths.reports / CODES, config.compute)}")
-    return lines
+    return [*lines, *_noted(unchecked)]
 
 
 def _score_classes(
@@ -115,7 +117,7 @@ def _score_classes(
     """Score the classes that a run predicted."""
     from pipeline.metrics.classification import per_case_classes, read_classes, summarise_classes, table_of_classes
 
-    _refuse_seen(config, parts[PART], [trained])
+    unchecked = _check_seen(config, parts[PART], [trained])
     # The patient that a case is known to come from, where the split was told to look past patients.
     units = {
         case.case_id: case.group or groups.get(case.case_id) or case.case_id for part in parts.values() for case in part
@@ -130,14 +132,18 @@ def _score_classes(
         "groups_also_in_training": len(learned & set(table["group"])),
         "unscored": len(parts["unlabelled"]),
         "excluded": _excluded(paths.findings),
+        **unchecked,
     }
     write_json(paths.reports / "metrics.json", metrics)
-    return table_of_classes(metrics)
+    return [*table_of_classes(metrics), *_noted(unchecked)]
 
 
-def _refuse_seen(config: Config, cases: list[Case], runs: Sequence[TrainedRun]) -> None:
-    """Refuse test cases that any of the runs learned from, was chosen by, or stands on another run that did."""
-    told = [(run.folder, run.seen.told(config.dataset, cases, config.split.groups != "none")) for run in runs]
+def _check_seen(config: Config, cases: list[Case], runs: Sequence[TrainedRun]) -> dict[str, list[str]]:
+    """Refuse test cases that any of the runs learned from, was chosen by, or stands on another run that did.
+
+    Returns what metrics.json says of runs of which that cannot be told: nothing, or the sentences as seen_unchecked.
+    """
+    told = [(run.folder, run.seen_among(cases, config)) for run in runs]
     if used := [f"{words}, by the run in {folder}" for folder, words in told if words]:
         raise ValueError(
             "expected test cases that took no part in training or in choosing thresholds, found "
@@ -145,6 +151,12 @@ def _refuse_seen(config: Config, cases: list[Case], runs: Sequence[TrainedRun]) 
             + ". Where the split changed since, run `make train` again; a run that saw these patients elsewhere cannot "
             "be scored on them. Where groups of two data sets only share their names, rename those of one"
         )
+    doubts = [f"{run.config.run}: {doubt}" for run in runs if (doubt := run.seen.doubt(config.dataset, cases))]
+    return {"seen_unchecked": doubts} if doubts else {}
+
+
+def _noted(unchecked: dict[str, list[str]]) -> list[str]:
+    return [f"noted: {doubt}" for doubts in unchecked.values() for doubt in doubts]
 
 
 def _excluded(findings: Path) -> dict[str, int]:

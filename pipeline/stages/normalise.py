@@ -223,10 +223,13 @@ def _seen_of_test(config: Config, paths: Paths) -> list[str]:
 
     if paths.learned_normaliser is None:
         return []
-    seen = open_run(paths.learned_normaliser).seen
-    used = seen.told(config.dataset, read_parts(paths)["test"], config.split.groups != "none")
-    return [f"noted: test images that took part in the normaliser's training: {used}; training on the others and "
-            "scoring these is refused"] if used else []  # fmt: skip
+    trained, test = open_run(paths.learned_normaliser), read_parts(paths)["test"]
+    used, doubt = trained.seen_among(test, config), trained.seen.doubt(config.dataset, test)
+    return [
+        *([f"noted: test images that took part in the normaliser's training: {used}; training on the others and "
+           "scoring these is refused"] if used else []),
+        *([f"noted: {config.normalise.run}: {doubt}"] if doubt else []),
+    ]  # fmt: skip
 
 
 # --- Tiles --------------------------------------------------------------------------------------------------------

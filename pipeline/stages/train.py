@@ -51,13 +51,7 @@ def run(config: Config, paths: Paths) -> list[str]:
             raise ValueError(
                 f"{paths.split_table}: expected cases in the part {part}, found none; change split.*_share"
             )
-    inherited = _seen_before(config, paths)
-    if used := inherited.told(config.dataset, parts["test"], config.split.groups != "none"):
-        raise ValueError(
-            "expected test cases that took no part in training, found "
-            f"{used}: {_stands_on(config)} learned from them, so that the test part would be no test. Train that run "
-            "on this data set and split, or, where groups of two data sets only share their names, rename those of one"
-        )
+    inherited = _inherited(config, paths, parts["test"])
     outputs = Outputs.of(config, parts["train"] + parts["validation"], paths)
     if outputs.is_class:
         _refuse_missing_classes(outputs, parts, paths)
@@ -125,20 +119,31 @@ def _refuse_missing_classes(outputs: Outputs, parts: dict[str, list[Case]], path
         )
 
 
-def _stands_on(config: Config) -> str:
-    """Name the settings of other runs that this one stands on."""
-    named = {"train.classification.start": config.train.classification.start, "normalise.run": config.normalise.run}
-    return " and ".join(f"{setting}={run}" for setting, run in named.items() if run is not None)
+def _inherited(config: Config, paths: Paths, test: Sequence[Case]) -> Seen:
+    """What the runs that this one stands on learned from: that it starts from, that normalises its images.
 
-
-def _seen_before(config: Config, paths: Paths) -> Seen:
-    """What the runs that this one stands on learned from: that it starts from, that normalises its images."""
+    Raises ValueError where they learned from test cases; prints of which data sets that cannot be told.
+    """
     from pipeline.trained import open_run
 
-    seen = Seen()
-    for run in (config.train.classification.start, config.normalise.run):
-        if run is not None:
-            seen |= open_run(paths.run_folder(run)).seen
+    named = {"train.classification.start": config.train.classification.start, "normalise.run": config.normalise.run}
+    seen, problems = Seen(), []
+    for setting, name in named.items():
+        if name is None:
+            continue
+        trained = open_run(paths.run_folder(name))
+        if used := trained.seen_among(test, config):
+            problems.append(f"{used}: {setting}={name} learned from them")
+        if doubt := trained.seen.doubt(config.dataset, test):
+            print(f"noted: {setting}={name}: {doubt}")
+        seen |= trained.seen
+    if problems:
+        raise ValueError(
+            "expected test cases that took no part in training, found "
+            + "; ".join(problems)
+            + ", so that the test part would be no test. Train that run on this data set and split, or, where groups "
+            "of two data sets only share their names, rename those of one"
+        )
     return seen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -44,3 +45,19 @@ def test_what_a_run_stands_on_is_inherited_through_a_record() -> None:
     kept = Seen.of_record(record(["d"], groups=["patient-3"], inherited=second.as_dict()), "two")
     assert kept.cases == {"one": frozenset("ab"), "two": frozenset("cd")}
     assert kept.groups == {"patient-1", "patient-2", "patient-3"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "group", "told"),
+    [
+        (["patient-1"], "patient-2", ""),
+        ([], "patient-2", "whether images of one, .* since one names no groups"),
+        (["patient-1"], None, "whether images of one, .* since two names no groups"),
+    ],
+)
+def test_it_is_told_where_the_same_tissue_could_not_be_recognised(
+    groups: list[str], group: str | None, told: str
+) -> None:
+    seen = Seen.of_record(record(["a"], groups=groups), "one")
+    assert re.match(f"({told})", seen.doubt("two", [case("x", group, "two")])) and seen.doubt("one", [case("x")]) == ""
+    assert bool(seen.doubt("two", [case("x", group, "two")])) == bool(told)

@@ -90,11 +90,14 @@ def test_whatever_the_files_hold_is_text(tmp_path: Path, write_run: Any, assert_
     write_findings(paths.findings, [Finding(evil + "finding", "noted", evil + "fault", evil + "detail")])
     write_json(paths.proof, {evil + "key": evil + "value", "parts": {evil + "part": {evil + "column": evil}}})
     write_json(paths.train / "thresholds.json", {"thresholds": {evil + "threshold": evil}})
+    metrics = json.loads((paths.reports / "metrics.json").read_text())
+    write_json(paths.reports / "metrics.json", metrics | {"seen_unchecked": [evil + "doubt"]})
     write_text(paths.train / "config.yaml", f"train: {{steps: '</pre>{evil}steps'}}\n")
     html = build_page(paths, config)
     page = assert_sound(html)
     assert page.tags["script"] == 1 and page.tags["b"] == 0 and html.count("<script>") == 1
-    for name in ("stratum", "finding", "fault", "detail", "key", "value", "part", "column", "threshold", "steps"):
+    shown = "stratum finding fault detail key value part column threshold steps doubt"
+    for name in shown.split():
         assert evil + name in page.text
     assert f"{evil}-00" in page.text
 
