@@ -36,7 +36,9 @@ NORMALISER = "{normaliser}"
 """What stands in an arm's settings for the run of the study's learned normaliser."""
 SAME_IN_ALL_ARMS = ("dataset", "ingest", "split", "seed")
 """Settings that decide which images are tested on: arms that differ in them cannot be paired."""
-COLOURS = {"helps": "#2f6f9f", "harms": "#c2553a", "no": "#6b7280"}
+TOO_FEW = "too few groups"
+"""Verdict where a gain is above twice the spread, and the test groups are too few for an interval."""
+COLOURS = {TOO_FEW: "#9aa0a6", "helps": "#2f6f9f", "harms": "#c2553a", "no": "#6b7280"}
 
 
 class Study(Settings):
@@ -275,7 +277,7 @@ def compare_arms(scores: dict[str, list[Any]]) -> dict[str, Any]:
     Returns for each score and arm: mean over seeds and cases, spread (standard deviation over the seeds of the mean
     over cases), and, for all arms but the first, gain with low and high (95 %: whole groups drawn with replacement,
     seeds averaged in each case) and verdict. helps, harms: the gain is more than twice the larger spread of the two
-    arms and its interval excludes 0; no: neither.
+    arms and its interval excludes 0; TOO_FEW: it is, and there is no interval; no: neither.
     Raises ValueError where the arms were not scored on the same cases, or nothing was scored.
     """
     first = next(iter(scores))
@@ -312,8 +314,13 @@ def _gain(gains: np.ndarray, groups: Any, least: float) -> dict[str, Any]:
     table = pd.DataFrame({"case_id": groups.index, "group": groups.to_numpy(), "gain": gains})
     found = summarise_means(table, ["gain"], RESAMPLES)["gain"]
     mean, low, high = found["mean"], found["low"], found["high"]
-    sure = abs(mean) > least and low is not None and (low > 0 or high < 0)
-    return {"gain": mean, "low": low, "high": high, "verdict": "no" if not sure else "helps" if mean > 0 else "harms"}
+    if abs(mean) <= least or (low is not None and low <= 0 <= high):
+        verdict = "no"
+    elif low is None:
+        verdict = TOO_FEW
+    else:
+        verdict = "helps" if mean > 0 else "harms"
+    return {"gain": mean, "low": low, "high": high, "verdict": verdict}
 
 
 def as_table(study: str, result: dict[str, Any], made: dict[str, Any] | None = None) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline.ablation import as_table, compare_arms, draw_gains, read_ablation, run_ablation
+from pipeline.ablation import TOO_FEW, as_table, compare_arms, draw_gains, read_ablation, run_ablation
 from pipeline.config import Config, ConfigError, dump_config
 from pipeline.records.case import Case
 from pipeline.records.paths import Paths
@@ -42,6 +42,14 @@ def test_a_gain_above_the_spread_of_the_seeds_helps_and_a_loss_harms() -> None:
     assert found["better"]["low"] == pytest.approx(0.05)
     assert (result["cases"], result["groups"]) == (CASES, GROUPS)
     assert "| dice | better | 0.7" in as_table("made", result)
+
+
+def test_a_gain_over_few_groups_is_told_as_such() -> None:
+    few = {arm: [scores(mean, seed).assign(group="P1") for seed in (1, 2)] for arm, mean in
+           {"none": 0.70, "better": 0.75, "same": 0.70}.items()}  # fmt: skip
+    found = compare_arms(few)["scores"]["dice"]
+    assert (found["better"]["low"], found["better"]["verdict"]) == (None, TOO_FEW)
+    assert found["same"]["verdict"] == "no"
 
 
 def test_a_gain_within_the_spread_of_the_seeds_is_none() -> None:
