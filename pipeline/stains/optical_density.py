@@ -82,16 +82,19 @@ def mix(
 def light_factors(
     matrix: np.ndarray, white: tuple[float, float, float], white_out: tuple[float, float, float]
 ) -> np.ndarray:
-    """Tabulate what a matrix on densities does to light: (3, 3, 256) float32 (channel in, channel out, grey level in).
+    """Tabulate what a matrix on densities does to light: (3, 256, 4) float32 (channel in, grey level in, channel out).
 
+    The three channels out lie side by side, and beside them a 0, so that one load fetches them.
     The exponential of a sum is a product: a channel's grey level out is the product of three factors, one looked up for
     each channel in.
     """
-    exponents = -LOG_10 * matrix[:, :, np.newaxis] * density_tables(white).T[:, np.newaxis]
+    exponents = -LOG_10 * density_tables(white).T[:, :, np.newaxis] * matrix[:, np.newaxis]
+    factors = np.zeros((3, 256, 4), np.float32)
     # Beyond these, three factors could leave the range of float32.
-    factors = np.exp(np.clip(exponents, -27.0, 27.0))
-    factors[0] *= np.array(white_out)[:, np.newaxis]
-    return factors.astype(np.float32)
+    light = np.exp(np.clip(exponents, -27.0, 27.0))
+    light[0] *= np.array(white_out)
+    factors[..., :3] = light
+    return factors
 
 
 def amount_tables(unmix: np.ndarray, white: tuple[float, float, float]) -> np.ndarray:
