@@ -86,9 +86,17 @@ def light_factors(
 
     The three channels out lie side by side, and beside them a 0, so that one load fetches them.
     The exponential of a sum is a product: a channel's grey level out is the product of three factors, one looked up for
-    each channel in.
+    each channel in. The table is kept for the next image under the same matrix, and never to be written to.
     """
-    exponents = -LOG_10 * density_tables(white).T[:, :, np.newaxis] * matrix[:, np.newaxis]
+    return _light_factors(matrix.astype(np.float64).tobytes(), white, white_out)
+
+
+@lru_cache(maxsize=16)
+def _light_factors(
+    matrix: bytes, white: tuple[float, float, float], white_out: tuple[float, float, float]
+) -> np.ndarray:
+    rows = np.frombuffer(matrix).reshape(3, 3)
+    exponents = -LOG_10 * density_tables(white).T[:, :, np.newaxis] * rows[:, np.newaxis]
     factors = np.zeros((3, 256, 4), np.float32)
     # Beyond these, three factors could leave the range of float32.
     light = np.exp(np.clip(exponents, -27.0, 27.0))
