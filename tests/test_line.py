@@ -203,6 +203,8 @@ def test_two_processes_train_together(root: Path) -> None:
         "run=two",
         "compute.devices=2",
         "compute.device=cpu",
+        # Two processes on two cores: threads of their own would wait for each other.
+        "compute.threads=1",
         "train.steps=4",
         "train.validations=1",
     )
