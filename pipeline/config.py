@@ -334,8 +334,11 @@ class TrainSettings(Settings):
     task: Literal["segmentation", "reconstruction", "translation", "classification"] = "segmentation"
     """What is learned: masks; images (autoencoders and U-Nets as stain normalisers or restorers); images against a
     discriminator (Pix2Pix); one class an image, by the encoder of train.network (not of monai:*) and a linear head."""
-    target: Literal["auto", "binary", "classes", "boundary", "distance", "boundary_distance"] = "auto"
-    """Output channels: foreground; one a class; foreground with object boundaries and/or distance to the edge.
+    target: Literal[
+        "auto", "binary", "classes", "boundary", "distance", "boundary_distance", "offsets", "flows"
+    ] = "auto"
+    """Output channels: foreground; one a class; foreground with object boundaries and/or distance to the edge, with
+    offsets from the object's centre, or with the way to it.
     auto takes boundary for instance labels, binary for one class, classes for several."""
     network: NetworkSettings = NetworkSettings()
     """The network."""
@@ -406,8 +409,8 @@ class PredictSettings(Settings):
     """Probability maps from a trained run."""
 
     tile: int = Field(default=512, ge=64, le=4096)
-    """Side of the tiles in pixels; images up to this size go through whole. A run that makes images takes tiles that
-    are larger by what its network sees around a pixel."""
+    """Side of the tiles in pixels, to which is added what the network sees around a pixel, so that the result does not
+    depend on the tiles; smaller images go through whole."""
     overlap: float = Field(default=0.25, ge=0.0, le=0.75)
     """Share by which neighbouring tiles overlap; they are blended without a seam."""
     flips: Literal["none", "mirror", "all"] = "none"

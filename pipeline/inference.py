@@ -55,7 +55,7 @@ class Predictor:
     the pixels by which an image is mirrored beyond its edges, where the zeros that convolutions see there would show as
     a frame; name: of the network, in errors.
 
-    An image is made in tiles as it is made whole: tiles begin at multiples of Network.cell, and what lies nearer to an
+    What comes out does not depend on the tiles: they begin at multiples of Network.cell, and what lies nearer to an
     inner edge than Network.reach has no weight; a tile is larger than settings.tile by that reach on every side. What
     is drawn at random (a variational code in use as a sample) depends on the image's pixels alone.
     """
@@ -77,13 +77,12 @@ class Predictor:
 
         Raises ValueError where a network that makes images gives values that are no numbers.
         """
-        prepared = self.prepare(image)
-        if self.border:
-            # Whole cells, so that the network itself has nothing to fill up.
-            least = 2 * self.network.cell
-            beyond = [max(_up(side + 2 * self.border, self.network.cell), least) - side for side in image.shape[:2]]
-            below, right = (pixels - self.border for pixels in beyond)
-            prepared = np.pad(prepared, ((self.border, below), (self.border, right), (0, 0)), mode="symmetric")
+        # Whole cells, so that the network itself has nothing to fill up.
+        least = 2 * self.network.cell
+        beyond = [max(_up(side + 2 * self.border, self.network.cell), least) - side for side in image.shape[:2]]
+        below, right = (pixels - self.border for pixels in beyond)
+        filled = (self.border, below), (self.border, right), (0, 0)
+        prepared = np.pad(self.prepare(image), filled, mode="symmetric")
         orientations = FLIPS[self.settings.flips]
         total: np.ndarray | None = None
         for turns, mirrored in orientations:
@@ -126,12 +125,9 @@ class Predictor:
         return total / weight
 
     def _side(self, length: int) -> Side:
-        tile, overlap = self.settings.tile, self.settings.overlap
-        if self.border:
-            largest = getattr(self.network, "largest", None)
-            return image_side(length, tile, overlap, self.network.cell, self.network.reach, largest)
-        starts = tile_starts(length, tile, overlap)
-        return Side(starts, min(length, tile), [raised_cosine(min(length, tile))] * len(starts))
+        largest = getattr(self.network, "largest", None)
+        cell, reach = self.network.cell, self.network.reach
+        return seamless_side(length, self.settings.tile, self.settings.overlap, cell, reach, largest)
 
     def _noise(self, image: np.ndarray) -> torch.Tensor | None:
         """Draw what a code in use as a sample needs for the whole image, so that all tiles see the same of it."""
@@ -244,12 +240,7 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
     return [int(start) for start in np.rint(np.linspace(0, length - tile, count))]
 
 
-def raised_cosine(length: int) -> np.ndarray:
-    """Weights (length,) float64 that fall to both ends, never to 0: how tiles of probabilities are blended."""
-    return np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2 + 1e-3
-
-
-def image_side(length: int, tile: int, overlap: float, cell: int, reach: int, largest: int | None = None) -> Side:
+def seamless_side(length: int, tile: int, overlap: float, cell: int, reach: int, largest: int | None = None) -> Side:
     """Lay tiles along a side so that what is made of them does not depend on where it is cut.
 
     length: of the side, a multiple of cell. Tiles begin and end at multiples of cell and are `tile` long, two cells at

@@ -19,7 +19,9 @@ Kind = Literal["sigmoid", "softmax"]
 
 SMOOTHING = 1.0
 """Pixels added above and below the fraction of Dice and Tversky, so that a class that is nowhere costs little."""
-REGRESSED = ("distance",)
+VECTORS = ("down", "right", "flow_down", "flow_right")
+"""Channels whose target is a quantity in [0, 1] that only objects have."""
+REGRESSED = ("distance", *VECTORS)
 """Channels whose target is a quantity in [0, 1], not a yes or no."""
 
 Term = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -30,9 +32,10 @@ class SegmentationLoss(nn.Module):
     """A weighted sum of terms, each a mean over the pixels that count (and the channels).
 
     kind sigmoid: each channel stands alone; kind softmax: the channels of a pixel sum to 1, the first is background.
-    Dice and Tversky are taken over the batch as a whole and for each channel, without the background. The channel
-    distance is trained by binary cross-entropy with its value as soft target, which is least where the probability
-    equals the distance and has a gradient everywhere; it is added, with weight 1, whatever the weights of the others.
+    Dice and Tversky are taken over the batch as a whole and for each channel, without the background. Channels
+    that are quantities (REGRESSED) are trained by binary cross-entropy with their value as soft target, which is least
+    where the probability equals it and has a gradient everywhere; it is added, with weight 1, whatever the weights of
+    the others.
     """
 
     def __init__(self, settings: LossSettings, kind: Kind, channels: Sequence[str]) -> None:
@@ -70,12 +73,13 @@ class SegmentationLoss(nn.Module):
                 for name, term in self.summands.items()
             }
             if self.regressed:
-                found["distance"] = _mean(
+                counting = mask * expected[:, :1] if self.channels[self.regressed[0]] in VECTORS else mask
+                found["quantities"] = _mean(
                     F.binary_cross_entropy_with_logits(
                         logits[:, self.regressed], expected[:, self.regressed], reduction="none"
                     ),
-                    mask,
-                    mask,
+                    counting,
+                    counting,
                 )
             return found
 

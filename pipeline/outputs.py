@@ -21,7 +21,7 @@ from pipeline.targets import channels_of
 class Outputs:
     """The channels of a network.
 
-    target: binary, classes, boundary, distance, boundary_distance, image, or class; channels: a name each; activation:
+    target: as train.target names it (never auto), image, or class; channels: a name each; activation:
     sigmoid (each channel alone), softmax (the channels of a pixel, or image, sum to 1) or identity (an image as it is);
     label_kind: what labels and what is made of the channels hold: instance (an id an object), semantic (class ids),
     image (RGB) or class (one an image); paired: of images, whether targets were images of their own, None where that

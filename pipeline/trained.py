@@ -15,6 +15,7 @@ from pipeline.config import ComputeSettings, Config, PredictSettings
 from pipeline.corruption import damage
 from pipeline.inference import Predictor, predictor_of
 from pipeline.instances import Thresholds
+from pipeline.losses import VECTORS
 from pipeline.networks import Network, build_network
 from pipeline.networks.autoencoders import Autoencoder
 from pipeline.networks.classifier import Classifier, build_classifier
@@ -42,8 +43,13 @@ class TrainedRun:
     def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> Predictor:
         """Load the best weights, weights only, onto a device.
 
-        Raises ValueError where the run has no weights yet.
+        Raises ValueError where the run has no weights yet, and for flips of maps that hold directions.
         """
+        if settings.flips != "none" and (vectors := sorted({*self.outputs.channels} & {*VECTORS})):
+            raise ValueError(
+                f"predict.flips: expected none for a run with the channels {', '.join(vectors)}, whose values turn "
+                f"with the image, found {settings.flips}"
+            )
         torch.set_num_threads(compute.threads)
         network = self.network().to(compute.device).eval()
         if compute.channels_last:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from pipeline.config import ComputeSettings, NetworkSettings, PredictSettings
-from pipeline.inference import FLIPS, Predictor, image_side, predictor_of, raised_cosine, tile_starts
+from pipeline.inference import FLIPS, Predictor, predictor_of, seamless_side, tile_starts
 from pipeline.networks import Network, build_network
 from pipeline.networks.autoencoders import Autoencoder
 
 CPU = ComputeSettings(device="cpu", precision="fp32", channels_last=True, threads=1, workers=0)
 
 
-class Brightness(nn.Module):
+class Brightness(Network):
     """A network of one pixel's reach: logit = brightness, so that any tiling must give the same."""
-
-    margin, stride = 0, 1
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         return height, width
@@ -46,20 +45,13 @@ def test_tiles_cover_everything_and_overlap_enough(length: int, tile: int, overl
     assert all(later - earlier <= tile * (1 - overlap) + 1 for earlier, later in itertools.pairwise(starts))
 
 
-def test_blending_weights_are_symmetric_and_never_zero() -> None:
-    window = np.outer(raised_cosine(8), raised_cosine(6))
-    assert window.min() > 0
-    np.testing.assert_allclose(window, window[::-1, ::-1], rtol=1e-6)
-    assert window[4, 3] == window.max()
-
-
 @pytest.mark.parametrize(("cell", "reach"), [(1, 0), (4, 16), (8, 56), (32, 128), (128, 896)])
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 0.0), (100, 0.25), (512, 0.25), (256, 0.75)])
 def test_tiles_of_an_image_begin_at_cells_and_leave_no_pixel_out(
     cell: int, reach: int, tile: int, overlap: float
 ) -> None:
     for length in (2 * cell, 17 * cell, 61 * cell, 5 * (tile // cell + 1) * cell):
-        side = image_side(length, tile, overlap, cell, reach)
+        side = seamless_side(length, tile, overlap, cell, reach)
         assert side.length <= max(tile + cell - 1, 2 * cell) + 2 * reach
         assert all(start % cell == 0 for start in [*side.starts, side.length])
         assert side.starts[0] == 0 and side.starts[-1] + side.length == length
@@ -73,7 +65,7 @@ def test_tiles_of_an_image_begin_at_cells_and_leave_no_pixel_out(
 
 @pytest.mark.parametrize("largest", [96, 256])
 def test_tiles_stay_within_what_a_network_of_one_size_takes(largest: int) -> None:
-    side = image_side(32 * 40, 512, 0.25, 32, 128, largest)
+    side = seamless_side(32 * 40, 512, 0.25, 32, 128, largest)
     assert side.length <= largest
     assert all(later - earlier < side.length for earlier, later in itertools.pairwise(side.starts))
 
@@ -144,6 +136,35 @@ def varied(settings: dict[str, object]) -> Network:
             if isinstance(module, nn.Conv2d) and module.out_channels == 3:
                 module.weight.normal_(0, 0.05)
     return network.eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"width": 4, "depth": 2}, {"width": 4, "depth": 3, "normalisation": "none"},
+        {"width": 4, "depth": 2, "padded": False}, {"width": 4, "depth": 2, "output_stride": 2},
+        {"width": 4, "depth": 3, "padded": False, "output_stride": 4},
+    ],
+)  # fmt: skip
+def test_maps_do_not_depend_on_the_tiles(settings: dict[str, object]) -> None:
+    one, many = _whole_and_tiled(settings, 427)
+    np.testing.assert_allclose(many, one, atol=2e-5)
+
+
+def test_maps_of_an_encoder_hardly_depend_on_the_tiles() -> None:
+    arguments = {"encoder_name": "tu-tf_efficientnet_lite0", "encoder_weights": "imagenet"}
+    one, many = _whole_and_tiled({"name": "smp:Unet", "arguments": arguments}, 900)
+    assert one.std() > 0.1
+    np.testing.assert_allclose(many, one, atol=0.06)
+
+
+def _whole_and_tiled(settings: dict[str, object], side: int) -> list[np.ndarray]:
+    torch.manual_seed(5)
+    network = build_network(NetworkSettings(**settings), 3, 2).eval()
+    image = cv2.GaussianBlur(picture(side, 390), (0, 0), 3)
+    return [
+        Predictor(network, "sigmoid", "stretch", PredictSettings(tile=tile, batch=3), CPU)(image) for tile in (4096, 64)
+    ]
 
 
 @pytest.mark.parametrize("flips", FLIPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.instances import Thresholds, drop_small, grow_objects, label_raster, tune
 from pipeline.outputs import Outputs
 from pipeline.records.case import IGNORED
+from pipeline.targets import channels_of, make_target
 
 BOUNDARY = Outputs("boundary", ("foreground", "boundary"), "sigmoid", "instance")
 BINARY = Outputs("binary", ("foreground",), "sigmoid", "semantic")
@@ -35,6 +37,19 @@ def test_without_a_boundary_they_are_one() -> None:
     truth, maps = two_touching()
     found = label_raster(maps[:1], OBJECTS_OF_BINARY, Thresholds())
     np.testing.assert_array_equal(found, truth > 0)
+
+
+@pytest.mark.parametrize("target", ["boundary", "distance", "boundary_distance", "offsets", "flows"])
+def test_every_formulation_gives_back_the_objects_that_it_was_made_from(target: str) -> None:
+    truth = np.zeros((90, 120), np.uint16)
+    for identity, (row, column, radius) in enumerate([(30, 25, 14), (30, 52, 13), (55, 40, 14), (65, 90, 20)], 1):
+        disc = np.zeros(truth.shape, np.uint8)
+        cv2.circle(disc, (column, row), radius, 1, -1)
+        truth[(disc > 0) & (truth == 0)] = identity
+    planes, _ = make_target(truth, target)
+    blurred = np.stack([cv2.GaussianBlur(plane, (0, 0), 1.0) for plane in planes])
+    outputs = Outputs(target, channels_of(target), "sigmoid", "instance")
+    assert outputs.score(truth, label_raster(blurred, outputs, Thresholds()))["ap_75"] == 1.0
 
 
 def test_a_speck_without_interior_is_an_object_of_its_own() -> None:

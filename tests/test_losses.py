@@ -216,9 +216,9 @@ def test_distance_is_least_where_probability_equals_it() -> None:
     target = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(1)).round(decimals=2).clamp(0.05, 0.95)
     target[:, 0] = target[:, 0].round()
     loss = build_loss(only("dice"), "sigmoid", ("foreground", "distance"))
-    assert set(loss.terms(logits, target, torch.ones(1, 4, 4, dtype=torch.bool))) == {"dice", "distance"}
+    assert set(loss.terms(logits, target, torch.ones(1, 4, 4, dtype=torch.bool))) == {"dice", "quantities"}
     at_truth = torch.logit(target[:, 1:]).expand(1, 2, 4, 4).clone().requires_grad_()
-    loss.terms(at_truth, target, torch.ones(1, 4, 4, dtype=torch.bool))["distance"].backward()
+    loss.terms(at_truth, target, torch.ones(1, 4, 4, dtype=torch.bool))["quantities"].backward()
     assert at_truth.grad is not None
     assert float(at_truth.grad.abs().max()) < 1e-6
 

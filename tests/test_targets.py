@@ -82,6 +82,32 @@ def test_distance_is_that_of_each_object_alone(seed: int) -> None:
         np.testing.assert_allclose(distance[alone], exact[alone] / largest, rtol=0, atol=0.5 / largest)
 
 
+def test_offsets_run_from_one_side_of_an_object_to_the_other() -> None:
+    (_, down, right), _ = make_target(two_touching(), "offsets")
+    across = (np.arange(9) - 4) / 4
+    np.testing.assert_allclose(2 * right[7, 3:21] - 1, [*across, *across], atol=1e-6)
+    np.testing.assert_allclose(2 * down[3:12, 7] - 1, across, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_flows_lead_to_the_inside_of_their_own_object(seed: int) -> None:
+    label = discs(seed)
+    (_, *flows), _ = make_target(label, "flows")
+    down, right = (2 * flow - 1 for flow in flows)
+    for identity in np.unique(label[label > 0]):
+        rows, columns = np.nonzero(label == identity)
+        length = np.hypot(down[rows, columns], right[rows, columns])
+        assert (length < 1 + 1e-5).all()
+        # Straight ways of length 1 meet in one point, which the sum of squared distances to all lines shows.
+        ways = np.stack([down[rows, columns], right[rows, columns]], 1)[length > 0.99]
+        places = np.stack([rows, columns], 1)[length > 0.99]
+        if len(ways) < 3:
+            continue
+        across = np.eye(2) - ways[:, :, None] * ways[:, None, :]
+        centre = np.linalg.lstsq(across.sum(0), (across @ places[:, :, None]).sum(0), rcond=None)[0]
+        assert np.abs(across @ (places[:, :, None] - centre)).max() < 1e-2
+
+
 def test_an_object_that_fills_the_raster() -> None:
     planes, _ = make_target(np.full((16, 16), 5, np.uint16), "boundary_distance")
     np.testing.assert_array_equal(planes[0], 1)

@@ -54,7 +54,8 @@ class AnySize(Network):
         self.multiple, self.least, self.largest = multiple, least, largest
         # Of one fixed size: as coarse as the encoders of segmentation-models-pytorch are.
         self.cell = multiple if largest is None else math.gcd(multiple, 32)
-        self.reach = 4 * self.cell
+        # Of a trained U-Net on EfficientNet-Lite0: what lies further changes no probability by more than 0.01.
+        self.reach = 8 * self.cell
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
