@@ -46,7 +46,7 @@ def write_probabilities(file: Path, probabilities: np.ndarray) -> None:
     """Write (channels, height, width) float in [0, 1] as 16-bit planes of a tiled TIFF, atomically."""
     import tifffile
 
-    planes = np.rint(np.clip(probabilities, 0.0, 1.0) * PROBABILITY_SCALE).astype(np.uint16)
+    planes = to_levels(probabilities)
     with written_aside(file) as aside:
         tifffile.imwrite(
             aside, planes, tile=(256, 256), compression="zlib", compressionargs={"level": 1}, photometric="minisblack",
@@ -61,4 +61,14 @@ def read_probabilities(file: Path) -> np.ndarray:
     planes = tifffile.imread(file)
     if planes.ndim == 2:
         planes = planes[np.newaxis]
-    return planes.astype(np.float32) / PROBABILITY_SCALE
+    return from_levels(planes)
+
+
+def to_levels(probabilities: np.ndarray) -> np.ndarray:
+    """Round probabilities in [0, 1] to the 16-bit levels, 65535 = certain, that they are kept as; uint16."""
+    return np.rint(np.clip(probabilities, 0.0, 1.0) * PROBABILITY_SCALE).astype(np.uint16)
+
+
+def from_levels(levels: np.ndarray) -> np.ndarray:
+    """Turn what to_levels gave back into probabilities, float32 in [0, 1]."""
+    return levels.astype(np.float32) / PROBABILITY_SCALE
