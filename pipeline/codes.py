@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.config import ComputeSettings
-from pipeline.inference import tile_starts
+from pipeline.inference import Ensemble, tile_starts
 from pipeline.intensity import as_input
 from pipeline.metrics.stain import psnr
 from pipeline.networks.autoencoders import Autoencoder
@@ -50,7 +50,7 @@ class Coder:
     def __init__(self, trained: TrainedRun, compute: ComputeSettings | None = None) -> None:
         here = trained.compute_here(compute or ComputeSettings()).model_copy(update={"precision": "fp32"})
         predictor = trained.predictor(trained.config.predict, here)
-        if not isinstance(predictor.network, Autoencoder):
+        if isinstance(predictor, Ensemble) or not isinstance(predictor.network, Autoencoder):
             raise ValueError(
                 f"{trained.folder}: expected a run of an autoencoder, which has a code, found the network "
                 f"{trained.config.train.network.name}; train one with train.network.name=autoencoder:<kind>"

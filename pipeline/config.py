@@ -334,9 +334,9 @@ class TrainSettings(Settings):
     task: Literal["segmentation", "reconstruction", "translation", "classification"] = "segmentation"
     """What is learned: masks; images (autoencoders and U-Nets as stain normalisers or restorers); images against a
     discriminator (Pix2Pix); one class an image, by the encoder of train.network (not of monai:*) and a linear head."""
-    target: Literal[
-        "auto", "binary", "classes", "boundary", "distance", "boundary_distance", "offsets", "flows"
-    ] = "auto"
+    target: Literal["auto", "binary", "classes", "boundary", "distance", "boundary_distance", "offsets", "flows"] = (
+        "auto"
+    )
     """Output channels: foreground; one a class; foreground with object boundaries and/or distance to the edge, with
     offsets from the object's centre, or with the way to it.
     auto takes boundary for instance labels, binary for one class, classes for several."""
@@ -355,6 +355,9 @@ class TrainSettings(Settings):
     which makes dim and bright fluorescence alike."""
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     """Seed of the training alone, to repeat it on the same split; by default the seed of everything."""
+    members: tuple[str, ...] = ()
+    """Trained runs (names below data/train/) whose maps are averaged, instead of a network that is trained: the folds
+    of a cross-validation, say, or other settings."""
     steps: int = Field(default=600, ge=1)
     """Optimiser steps; the schedule ends with them."""
     minutes: float | None = Field(default=None, gt=0.0)
@@ -400,6 +403,17 @@ class TrainSettings(Settings):
             # Which images are learned from is asked of both tasks that make images.
             if not (name == "reconstruction.reference_strata" and self.task in IMAGE_TASKS)
         ]  # fmt: skip
+        if self.members:
+            idle = [
+                name for field, default in type(self).model_fields.items() if field not in ("members",)
+                for name in _changed(getattr(self, field), default.default, field)
+            ]  # fmt: skip
+            if idle:
+                raise ValueError(
+                    f"members are trained runs, each with settings of its own: leave out {', '.join(idle)} beside them"
+                )
+            if len(set(self.members)) < max(len(self.members), 2):
+                raise ValueError(f"members: expected two runs or more, each once, found {', '.join(self.members)}")
         if idle:
             raise ValueError(f"task {self.task} has no use for {', '.join(idle)}: leave out, or set train.task")
         return self

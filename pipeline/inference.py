@@ -219,6 +219,20 @@ class ClassPredictor(Predictor):
         return (total / len(orientations)).numpy()
 
 
+class Ensemble:
+    """The mean of the maps of several predictors."""
+
+    def __init__(self, members: Sequence[Callable[[np.ndarray], np.ndarray]]) -> None:
+        self.members = members
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8."""
+        total = self.members[0](image)
+        for member in self.members[1:]:
+            total = total + member(image)
+        return total / len(self.members)
+
+
 def predictor_of(
     network: nn.Module, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings, *,
     makes_images: bool, name: str = "the network",

@@ -13,7 +13,7 @@ import torch
 from pipeline import device
 from pipeline.config import ComputeSettings, Config, PredictSettings
 from pipeline.corruption import damage
-from pipeline.inference import Predictor, predictor_of
+from pipeline.inference import Ensemble, Predictor, predictor_of
 from pipeline.instances import Thresholds
 from pipeline.losses import VECTORS
 from pipeline.networks import Network, build_network
@@ -40,11 +40,19 @@ class TrainedRun:
     outputs: Outputs
     weights: Path
 
-    def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> Predictor:
-        """Load the best weights, weights only, onto a device.
+    @property
+    def members(self) -> list[TrainedRun]:
+        """The runs whose maps this one averages; none where it is a network of its own."""
+        home = _home(self.folder)
+        return [open_run(home / name) for name in self.config.train.members]
+
+    def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> Predictor | Ensemble:
+        """Load the best weights, weights only, onto a device; of every member where it has members.
 
         Raises ValueError where the run has no weights yet, and for flips of maps that hold directions.
         """
+        if members := self.members:
+            return Ensemble([member.predictor(settings, compute) for member in members])
         if settings.flips != "none" and (vectors := sorted({*self.outputs.channels} & {*VECTORS})):
             raise ValueError(
                 f"predict.flips: expected none for a run with the channels {', '.join(vectors)}, whose values turn "
@@ -60,7 +68,9 @@ class TrainedRun:
         )  # fmt: skip
 
     def network(self) -> Network | Classifier:
-        """Build the network and load the best weights, weights only. Raises ValueError where there are none yet."""
+        """Build the network and load the best weights, weights only. Raises ValueError where there are none."""
+        if self.config.train.members:
+            raise ValueError(f"{self.folder}: expected a network, found an ensemble; name one of its members")
         if not self.weights.exists():
             raise ValueError(
                 f"{self.weights}: expected the weights of a trained run, found nothing; run `make train` first"

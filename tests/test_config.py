@@ -125,3 +125,16 @@ def test_settings_without_effect_are_refused(settings: list[str], message: str) 
     with pytest.raises(ConfigError, match=message):
         load_config(None, settings)
     assert load_config(None, ["train.task=translation", "train.reconstruction.reference_strata=[a]"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train.members=[a]"], "two runs or more"),
+        (["train.members=[a,a]"], "each once"),
+        (["train.members=[a,b]", "train.steps=7", "train.network.width=8"], "leave out network.width, steps"),
+    ],
+)
+def test_members_come_with_settings_of_their_own(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, settings)

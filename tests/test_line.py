@@ -19,7 +19,7 @@ from pipeline.config import load_config
 from pipeline.metrics.competition import score_submission
 from pipeline.metrics.instance import average_precision, overlaps
 from pipeline.records.paths import Paths
-from pipeline.records.rasters import read_label
+from pipeline.records.rasters import read_label, read_probabilities
 from pipeline.records.rle import decode_labels
 from pipeline.stages import evaluate
 
@@ -191,6 +191,24 @@ def test_a_trained_run_predicts_any_image(root: Path, tmp_path: Path) -> None:
 def test_the_report_is_written(root: Path) -> None:
     run(root, "report", "-c", "tiny.yaml", "--with-needs")
     assert "<html" in (root / "reports/tiny/report.html").read_text()
+
+
+def test_an_ensemble_is_the_mean_of_its_members_and_goes_to_the_end(root: Path) -> None:
+    other = ("train.seed=2", "train.steps=8", "train.validations=1")
+    run(root, "train", "-c", "tiny.yaml", "run=other", *other)
+    (root / "both.yaml").write_text(CONFIG[: CONFIG.index("train:")] + "train: {members: [tiny, other]}\n")
+    printed = run(root, "report", "-c", "both.yaml", "run=both", "--with-needs")
+    assert "2 members, averaged" in printed
+    chosen = json.loads((root / "data/train/both/thresholds.json").read_text())
+    own = json.loads((root / "data/train/tiny/thresholds.json").read_text())
+    assert chosen["chosen_on"]["cases"] == own["chosen_on"]["cases"] and chosen["trained_on"] == []
+    assert set(chosen["inherited"]["cases"]["sample"]) >= set(own["trained_on"])
+    run(root, "predict", "-c", "tiny.yaml", "run=other", *other)
+    for file in sorted((root / "data/predict/both").glob("*.tif"))[:3]:
+        parts = [read_probabilities(root / "data/predict" / member / file.name) for member in ("tiny", "other")]
+        np.testing.assert_allclose(read_probabilities(file), np.mean(parts, axis=0), atol=2e-5)
+    refused = run(root, "train", "-c", "both.yaml", "run=three", "train.members=[tiny,other]", "seed=5", code=2)
+    assert "expected" in refused
 
 
 def test_two_processes_train_together(root: Path) -> None:

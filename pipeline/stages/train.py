@@ -1,9 +1,13 @@
 """Train: fit the network, then, where it makes masks, tune the thresholds on the validation part.
 
+With train.members nothing is fitted: their maps are averaged, and the thresholds tuned on what a member never learned.
+
+
 Reads:  data/ingest/<dataset>/ (images, labels), data/split/<dataset>/<name>/split.csv,
         data/normalise/<dataset>/<method>/ instead of the ingested images where normalise.method is set
 Writes: data/train/<run>/: config.yaml (every automatic choice frozen), model.json, last.pt, best.pt, history.csv,
-        thresholds.json, and stain.json where images were normalised
+        thresholds.json, and stain.json where images were normalised; with members config.yaml, model.json and
+        thresholds.json alone
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config
+from pipeline.config import Config, dump_config
 from pipeline.records.case import Case
-from pipeline.records.files import write_bytes, write_json
+from pipeline.records.files import write_bytes, write_json, write_text
 from pipeline.records.paths import Paths
 from pipeline.records.seen import RECORD, Seen
 from pipeline.records.split import read_parts
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pipeline.instances import Thresholds
     from pipeline.outputs import Outputs
     from pipeline.training import Task
@@ -30,7 +36,8 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
     """Return what decides staleness: the images, the split, the normalised images, the run to start from."""
     normalised = [paths.normalise / "stage.json"] if config.normalise.method != "none" else []
     start = config.train.classification.start
-    started = [paths.run_folder(start) / "stage.json"] if start is not None else []
+    others = [*([start] if start is not None else []), *config.train.members]
+    started = [paths.run_folder(name) / "stage.json" for name in others]
     return [paths.ingest / "stage.json", paths.split / "stage.json", *normalised, *started]
 
 
@@ -52,6 +59,8 @@ def run(config: Config, paths: Paths) -> list[str]:
                 f"{paths.split_table}: expected cases in the part {part}, found none; change split.*_share"
             )
     inherited = _inherited(config, paths, parts["test"])
+    if config.train.members:
+        return _gather(config, paths, parts, inherited)
     outputs = Outputs.of(config, parts["train"] + parts["validation"], paths)
     if outputs.is_class:
         _refuse_missing_classes(outputs, parts, paths)
@@ -73,6 +82,70 @@ def run(config: Config, paths: Paths) -> list[str]:
     return [
         done,
         f"tuned on {len(parts['validation'])} validation images (score {score:.3f}): "
+        + ", ".join(f"{name} {value:g}" for name, value in thresholds.as_dict().items()),
+    ]
+
+
+def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherited: Seen) -> list[str]:
+    """Take other runs as one: the mean of their maps, with thresholds of its own.
+
+    Those are tuned on cases of training and validation part that a member did not train on, each by the mean of those
+    members: out of fold where members are folds, on the validation part where all were trained on one split.
+    Raises ValueError where members do not fit together, or all of them trained on every case.
+    """
+    from tqdm import tqdm
+
+    from pipeline import device
+    from pipeline.inference import Ensemble
+    from pipeline.instances import tune
+    from pipeline.records.rasters import read_image, read_label
+    from pipeline.stains import normaliser_files
+    from pipeline.trained import FROZEN, MODEL, open_run
+
+    members = [open_run(paths.run_folder(name)) for name in config.train.members]
+    problems = [
+        f"{member.folder} has {what} {found}, {members[0].folder} {expected}"
+        for member in members
+        for what, found, expected in (
+            ("the channels", ", ".join(member.outputs.channels), ", ".join(members[0].outputs.channels)),
+            ("normalise.method", member.config.normalise.method, config.normalise.method),
+        )
+        if found != expected
+    ]
+    if members[0].outputs.is_image or members[0].outputs.is_class:
+        problems.append(f"{members[0].folder} makes no masks")
+    if problems:
+        raise ValueError("train.members: expected segmenters that fit together, found:\n  " + "\n  ".join(problems))
+    trained_on = [set(member.chosen()["trained_on"]) for member in members]
+    cases = [
+        case for case in parts["train"] + parts["validation"] if any(case.case_id not in seen for seen in trained_on)
+    ]
+    if not cases:
+        raise ValueError(
+            "train.members: expected cases that a member did not train on, to tune thresholds by, found none among "
+            f"the {len(parts['train'] + parts['validation'])} of training and validation; set split.validation_share"
+        )
+    frozen = config.model_copy(update={"compute": device.freeze(config.compute)})
+    write_json(paths.train / MODEL, members[0].outputs.as_dict())
+    for file in normaliser_files(paths.normalise) if config.normalise.method != "none" else ():
+        write_bytes(paths.train / file.name, file.read_bytes())
+    write_text(paths.train / FROZEN, dump_config(frozen))
+    predictors = [member.predictor(frozen.predict, frozen.compute) for member in members]
+
+    def unseen(i: int) -> np.ndarray:
+        able = [one for one, seen in zip(predictors, trained_on, strict=True) if cases[i].case_id not in seen]
+        return Ensemble(able)(read_image(paths.image(cases[i].image)))
+
+    thresholds, score = tune(
+        unseen,
+        lambda i: read_label(paths.ingest / str(cases[i].label)),
+        tqdm(range(len(cases)), desc="tune", unit="image", disable=None),
+        members[0].outputs,
+    )
+    _write_chosen(paths, {"train": [], "validation": cases}, thresholds.as_dict(), score, inherited)
+    return [
+        f"{len(members)} members, averaged",
+        f"tuned on {len(cases)} images that a member did not train on (score {score:.3f}): "
         + ", ".join(f"{name} {value:g}" for name, value in thresholds.as_dict().items()),
     ]
 
@@ -126,9 +199,13 @@ def _inherited(config: Config, paths: Paths, test: Sequence[Case]) -> Seen:
     """
     from pipeline.trained import open_run
 
-    named = {"train.classification.start": config.train.classification.start, "normalise.run": config.normalise.run}
+    named = [
+        ("train.classification.start", config.train.classification.start),
+        ("normalise.run", config.normalise.run),
+        *(("train.members", name) for name in config.train.members),
+    ]
     seen, problems = Seen(), []
-    for setting, name in named.items():
+    for setting, name in named:
         if name is None:
             continue
         trained = open_run(paths.run_folder(name))
