@@ -429,8 +429,17 @@ class PredictSettings(Settings):
     """Share by which neighbouring tiles overlap; they are blended without a seam."""
     flips: Literal["none", "mirror", "all"] = "none"
     """Average over test-time flips: the image and its two mirror images, or all eight of the square."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average over magnifications of the image (of a segmentation): small nuclei come out better enlarged."""
     batch: int = Field(default=4, ge=1)
     """Tiles of one size a forward pass."""
+
+    @field_validator("scales")
+    @classmethod
+    def _usable(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if not scales or len(set(scales)) < len(scales) or not all(0.25 <= scale <= 4.0 for scale in scales):
+            raise ValueError(f"expected magnifications from 0.25 to 4, each once, found {list(scales)}")
+        return scales
 
 
 class EvaluateSettings(Settings):

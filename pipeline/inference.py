@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -77,12 +78,33 @@ class Predictor:
 
         Raises ValueError where a network that makes images gives values that are no numbers.
         """
+        prepared = self.prepare(image)
+        made = np.mean([self._magnified(prepared, scale) for scale in self.settings.scales], axis=0)
+        if self.border and not np.isfinite(made).all():
+            raise ValueError(
+                f"{self.name}: expected an image of numbers, found {int((~np.isfinite(made)).sum())} of {made.size} "
+                f"values that are none; the weights are broken, or too large for compute.precision "
+                f"({self.precision}): take compute.precision=fp32, or train again"
+            )
+        return made
+
+    def _magnified(self, image: np.ndarray, scale: float) -> np.ndarray:
+        """Map the image as it looks that much larger, and bring the maps back to its size."""
+        if scale == 1.0:
+            return self._flipped(image)
+        height, width = image.shape[:2]
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        maps = self._flipped(cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
+        back = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+        return np.stack([cv2.resize(plane, (width, height), interpolation=back) for plane in maps])
+
+    def _flipped(self, image: np.ndarray) -> np.ndarray:
+        """Average over the flips; of a prepared image, (height, width, 3) uint8."""
         # Whole cells, so that the network itself has nothing to fill up.
         least = 2 * self.network.cell
         beyond = [max(_up(side + 2 * self.border, self.network.cell), least) - side for side in image.shape[:2]]
         below, right = (pixels - self.border for pixels in beyond)
-        filled = (self.border, below), (self.border, right), (0, 0)
-        prepared = np.pad(self.prepare(image), filled, mode="symmetric")
+        prepared = np.pad(image, ((self.border, below), (self.border, right), (0, 0)), mode="symmetric")
         orientations = FLIPS[self.settings.flips]
         total: np.ndarray | None = None
         for turns, mirrored in orientations:
@@ -93,14 +115,7 @@ class Predictor:
         assert total is not None
         height, width = image.shape[:2]
         inside = slice(self.border, self.border + height), slice(self.border, self.border + width)
-        made = total[:, *inside] / len(orientations)
-        if self.border and not np.isfinite(made).all():
-            raise ValueError(
-                f"{self.name}: expected an image of numbers, found {int((~np.isfinite(made)).sum())} of {made.size} "
-                f"values that are none; the weights are broken, or too large for compute.precision "
-                f"({self.precision}): take compute.precision=fp32, or train again"
-            )
-        return made
+        return total[:, *inside] / len(orientations)
 
     def _tiled(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
@@ -241,6 +256,8 @@ def predictor_of(
 
     Training validates by it, and every use goes through it: what is measured there is what comes out here.
     """
+    if (makes_images or isinstance(network, Classifier)) and settings.scales != (1.0,):
+        raise ValueError(f"predict.scales: expected [1.0] for {name}, which makes no masks, found {[*settings.scales]}")
     kind = ClassPredictor if isinstance(network, Classifier) else Predictor
     border = IMAGE_BORDER if makes_images else 0
     return kind(cast(Network, network), activation, intensity, settings, compute, border, name)

@@ -178,6 +178,23 @@ def test_tiles_and_flips_do_not_change_a_network_of_one_pixel(size: tuple[int, i
     np.testing.assert_allclose(found[0], expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("scales", [(0.5,), (1.4,), (2.0,), (1.0, 2.0), (0.75, 1.0, 1.5)])
+def test_magnified_maps_come_back_to_their_place(scales: tuple[float, ...]) -> None:
+    smooth = cv2.GaussianBlur(picture(90, 131), (0, 0), 6, borderType=cv2.BORDER_REFLECT)
+    plain, found = (
+        Predictor(Brightness(), "sigmoid", "stored", PredictSettings(tile=64, scales=tried), CPU)(smooth)
+        for tried in ((1.0,), scales)
+    )
+    assert found.shape == plain.shape
+    np.testing.assert_allclose(found, plain, atol=0.012)
+
+
+def test_an_image_is_made_at_its_own_magnification_only() -> None:
+    settings = PredictSettings(scales=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"predict\.scales: expected \[1\.0\] for the network"):
+        predictor_of(Brightness(), "identity", "stored", settings, CPU, makes_images=True)
+
+
 def test_flips_make_the_result_equivariant() -> None:
     torch.manual_seed(1)
     network = build_network(NetworkSettings(width=4, depth=2), 3, 2).eval()
