@@ -99,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     ablation.add_argument("studies", nargs="*", help="studies of the file, by default all")
     ablation.add_argument("--file", type=Path, default=STUDIES, help=f"seeds, arms and studies (default {STUDIES})")
+    _takes_config(_command(
+        commands, "cv", "train one run a fold, and score every case by the run that never saw it", _cross_validate,
+        "cv: train one run a fold (split.folds), and score every case by the run that never saw it.\n\n"
+        "The test part is held out of all of it. What is complete is not made again, so that the same command carries\n"
+        "on after an interruption. Writes reports/cv/<run>/: table.md, metrics.json, per_case.csv and\n"
+        "labels_to_check.csv with pictures, where label and prediction disagree most.",
+    ))  # fmt: skip
     _takes_config(_command(commands, "kaggle-submit", "hand in submission.csv with Kaggle's client", _hand_in))
     return parser
 
@@ -312,6 +319,13 @@ def _run_ablation(options: argparse.Namespace) -> None:
     from pipeline.ablation import run_ablation
 
     run_ablation(options.file, options.studies)
+
+
+def _cross_validate(options: argparse.Namespace) -> None:
+    from pipeline.cross_validation import run_cross_validation
+
+    _load(options)
+    run_cross_validation(options.config or DEFAULT_CONFIG, options.settings)
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -92,9 +92,13 @@ class SplitSettings(Settings):
     """Strata that become the test part as a whole, and no other case does: how well it goes on an unknown look."""
     folds: int = Field(default=5, ge=2, le=20)
     """Number of group-stratified folds over what is not test."""
+    fold: int | None = Field(default=None, ge=0)
+    """Fold (from 0) that becomes the test part, while the test part itself is held out of everything."""
 
     @model_validator(mode="after")
     def _leaves_training(self) -> SplitSettings:
+        if self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold: expected one of the {self.folds} folds, 0 to {self.folds - 1}, found {self.fold}")
         if self.test_share + self.validation_share >= 0.9:
             raise ValueError("test_share + validation_share must stay below 0.9, so that something is left to train on")
         return self

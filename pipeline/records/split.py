@@ -9,12 +9,14 @@ from pipeline.records.case import Case, divided, read_cases
 from pipeline.records.paths import Paths
 
 PARTS = ("train", "validation", "test")
+HELD_OUT = "held_out"
+"""Part of the cases that take part in nothing: the test part of the whole, where a fold is tested on."""
 
 
 def read_parts(paths: Paths) -> dict[str, list[Case]]:
     """Return the cases of train, validation and test, and those left out of them as unlabelled, ordered by case id.
 
-    Left out is what has no truth, where other cases of the data set have.
+    Left out is what has no truth, where other cases of the data set have. What is held out is in no part.
 
     A case keeps the group that it was given, if any; that of the split is a column of split.csv.
     Raises ValueError naming the labelled cases that the split does not know.
@@ -27,6 +29,8 @@ def read_parts(paths: Paths) -> dict[str, list[Case]]:
     for case in cases:
         if case.case_id not in known:
             parts["unlabelled"].append(case)
+        elif case.case_id in rows and rows[case.case_id]["part"] == HELD_OUT:
+            continue
         elif case.case_id in rows:
             parts[rows[case.case_id]["part"]].append(case)
         else:

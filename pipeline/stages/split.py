@@ -22,7 +22,7 @@ from pipeline.records.case import Case, divided, read_cases
 from pipeline.records.files import write_json, write_text
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
-from pipeline.records.split import PARTS
+from pipeline.records.split import HELD_OUT, PARTS
 
 CANDIDATES = 100
 """Random choices of groups tried for each stratum; the one with the number of cases nearest to the wanted is taken."""
@@ -99,7 +99,7 @@ def group_cases(cases: Sequence[Case], joins: Iterable[Join], groups: str) -> di
 
 
 def divide(cases: Sequence[Case], groups: dict[str, str], settings: SplitSettings, seed: int) -> list[list[str]]:
-    """Rows of case_id, group, stratum, part and fold (empty for test), ordered by case id.
+    """Rows of case_id, group, stratum, part and fold (empty for test, or what is held out), ordered by case id.
 
     The groups of every stratum are drawn by themselves (scikit-learn's train_test_split), first for test, then for
     validation; of CANDIDATES draws the one with the number of cases nearest to the wanted share is taken. Folds are
@@ -115,14 +115,18 @@ def divide(cases: Sequence[Case], groups: dict[str, str], settings: SplitSetting
     else:
         test = _draw(sizes, strata, settings.test_share, seed)
         share_of_rest = settings.validation_share / (1.0 - settings.test_share)
-    rest = {group: size for group, size in sizes.items() if group not in test}
-    validation = _draw(rest, strata, share_of_rest, seed + 1)
     remaining = [case for case in cases if groups[case.case_id] not in test]
     folds = _folds(remaining, groups, strata, settings.folds, seed)
+    held_out: set[str] = set()
+    if settings.fold is not None:
+        held_out, test = test, {groups[case_id] for case_id, fold in folds.items() if fold == str(settings.fold)}
+    rest = {group: size for group, size in sizes.items() if group not in test | held_out}
+    validation = _draw(rest, strata, share_of_rest, seed + 1)
     rows = []
     for case in cases:
         group = groups[case.case_id]
-        part = "test" if group in test else "validation" if group in validation else "train"
+        part = next((name for name, own in (("test", test), ("validation", validation), (HELD_OUT, held_out))
+                     if group in own), "train")  # fmt: skip
         rows.append([case.case_id, group, case.stratum or "", part, folds.get(case.case_id, "")])
     return rows
 
@@ -246,6 +250,7 @@ def prove(
         "group_sizes": {str(size): count for size, count in sorted(Counter(Counter(own.values()).values()).items())},
         "largest_group": _largest(own),
         "parts": {name: _describe_part(name, rows, config.split) for name in PARTS},
+        **({HELD_OUT: _describe_part(HELD_OUT, rows, config.split)} if config.split.fold is not None else {}),
         "folds": {
             fold: {"cases": sum(r[4] == fold for r in rows), "groups": len({r[1] for r in rows if r[4] == fold})}
             for fold in sorted({r[4] for r in rows} - {""}, key=int)
@@ -276,6 +281,10 @@ def _describe_part(name: str, rows: Sequence[Sequence[str]], settings: SplitSett
         # As many as these strata hold are wanted, and the validation share is one of the rest.
         test = sum(row[3] == "test" for row in rows) / len(rows)
         held_out = {"test": test, "validation": settings.validation_share * (1.0 - test)}
+    if settings.fold is not None:
+        rest = 1.0 - sum(row[3] == HELD_OUT for row in rows) / len(rows)
+        validation = settings.validation_share / (1.0 - settings.test_share) * (1.0 - 1.0 / settings.folds)
+        held_out = {HELD_OUT: 1.0 - rest, "test": rest / settings.folds, "validation": rest * validation}
     return {
         "cases": len(mine),
         "groups": len({row[1] for row in mine}),
@@ -324,6 +333,9 @@ def _lines(proof: dict[str, Any], paths: Paths) -> list[str]:
     )
     largest, leak, unlabelled = proof["largest_group"], proof["ungrouped_split"], proof["unlabelled"]
     lines = [f"{proof['cases']} cases in {proof['groups']} groups: {parts}"]
+    if HELD_OUT in proof:
+        held_out, fold = proof[HELD_OUT]["cases"], proof["settings"]["fold"]
+        lines.append(f"fold {fold} is tested on; the test part itself, {held_out} cases, is held out of everything")
     if leak["test_cases"]:
         lines.append(
             f"an ungrouped split would have put {leak['leaked']:.0f} of {leak['test_cases']} test images beside "
