@@ -137,8 +137,8 @@ def as_table(metrics: Mapping[str, Any]) -> str:
         return f"{found['mean']:.3f}{interval}"
 
     lines = [
-        f"{metrics['run']}: {metrics['cases']} images in {metrics['groups']} groups, each scored by the fold's run that "
-        "never saw it; the test part is held out",
+        f"{metrics['run']}: {metrics['cases']} images in {metrics['groups']} groups, each scored by the run of a fold "
+        "that never saw it; the test part is held out",
         "",
         f"| | images | {' | '.join(shown)} |",
         "|---|---|" + "---|" * len(shown),

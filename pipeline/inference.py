@@ -54,7 +54,8 @@ class Predictor:
     clipped);
     intensity: the same preparation of the image as in training; border: 0 for maps, and for a network that makes images
     the pixels by which an image is mirrored beyond its edges, where the zeros that convolutions see there would show as
-    a frame; name: of the network, in errors.
+    a frame; name: of the network, in errors; directions: the channels that point down and right (0 to 1 for -1 to 1),
+    which turn with the image, None where there are none.
 
     What comes out does not depend on the tiles: they begin at multiples of Network.cell, and what lies nearer to an
     inner edge than Network.reach has no weight; a tile is larger than settings.tile by that reach on every side. What
@@ -63,9 +64,9 @@ class Predictor:
 
     def __init__(
         self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
-        border: int = 0, name: str = "the network",
+        border: int = 0, name: str = "the network", directions: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
-        self.network, self.border, self.name = network, border, name
+        self.network, self.border, self.name, self.directions = network, border, name, directions
         self.activation = ACTIVATIONS[activation]
         self.prepare = INTENSITIES[intensity]
         self.settings = settings
@@ -111,6 +112,8 @@ class Predictor:
             turned = np.rot90(prepared, turns)
             probabilities = self._tiled((turned[:, ::-1] if mirrored else turned).copy())
             back = np.rot90(probabilities[:, :, ::-1] if mirrored else probabilities, -turns, axes=(1, 2))
+            if self.directions is not None:
+                back = _turned_back(back, self.directions, turns, mirrored)
             total = back.copy() if total is None else total + back
         assert total is not None
         height, width = image.shape[:2]
@@ -175,6 +178,19 @@ class Predictor:
         if stride > 1:
             probabilities = nn.functional.interpolate(probabilities, scale_factor=stride, mode="bilinear")
         return probabilities[:, :, :height, :width].cpu().numpy()
+
+
+def _turned_back(maps: np.ndarray, directions: tuple[int, int], turns: int, mirrored: bool) -> np.ndarray:
+    """Point directions of a turned and mirrored image, brought back to their places, as they do in the image itself."""
+    maps = maps.copy()
+    down, right = (maps[channel].copy() for channel in directions)
+    if mirrored:
+        right = 1.0 - right
+    for _ in range(turns):
+        # A quarter turn to the left showed what points right as pointing up, what points down as pointing right.
+        down, right = right, 1.0 - down
+    maps[list(directions)] = down, right
+    return maps
 
 
 class ClassPredictor(Predictor):
@@ -250,7 +266,7 @@ class Ensemble:
 
 def predictor_of(
     network: nn.Module, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings, *,
-    makes_images: bool, name: str = "the network",
+    makes_images: bool, name: str = "the network", directions: tuple[int, int] | None = None,
 ) -> Predictor:  # fmt: skip
     """Return the predictor of a network: of probabilities of classes for a classifier, else of maps, or of images.
 
@@ -260,7 +276,7 @@ def predictor_of(
         raise ValueError(f"predict.scales: expected [1.0] for {name}, which makes no masks, found {[*settings.scales]}")
     kind = ClassPredictor if isinstance(network, Classifier) else Predictor
     border = IMAGE_BORDER if makes_images else 0
-    return kind(cast(Network, network), activation, intensity, settings, compute, border, name)
+    return kind(cast(Network, network), activation, intensity, settings, compute, border, name, directions)
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:

@@ -58,6 +58,13 @@ class Outputs:
         """Whether an image gets one class, not a mask."""
         return self.label_kind == "class"
 
+    @property
+    def directions(self) -> tuple[int, int] | None:
+        """The channels whose values point down and right, which turn with the image; None where there are none."""
+        pairs = (("down", "right"), ("flow_down", "flow_right"))
+        found = [pair for pair in pairs if {*pair} <= {*self.channels}]
+        return (self.channels.index(found[0][0]), self.channels.index(found[0][1])) if found else None
+
     def score(self, truth: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         """Score one mask, or image, against its truth: the columns of per_case.csv from height on."""
         if self.is_image:

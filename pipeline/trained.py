@@ -15,7 +15,6 @@ from pipeline.config import ComputeSettings, Config, PredictSettings
 from pipeline.corruption import damage
 from pipeline.inference import Ensemble, Predictor, predictor_of
 from pipeline.instances import Thresholds
-from pipeline.losses import VECTORS
 from pipeline.networks import Network, build_network
 from pipeline.networks.autoencoders import Autoencoder
 from pipeline.networks.classifier import Classifier, build_classifier
@@ -49,22 +48,17 @@ class TrainedRun:
     def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> Predictor | Ensemble:
         """Load the best weights, weights only, onto a device; of every member where it has members.
 
-        Raises ValueError where the run has no weights yet, and for flips of maps that hold directions.
+        Raises ValueError where the run has no weights yet.
         """
         if members := self.members:
             return Ensemble([member.predictor(settings, compute) for member in members])
-        if settings.flips != "none" and (vectors := sorted({*self.outputs.channels} & {*VECTORS})):
-            raise ValueError(
-                f"predict.flips: expected none for a run with the channels {', '.join(vectors)}, whose values turn "
-                f"with the image, found {settings.flips}"
-            )
         torch.set_num_threads(compute.threads)
         network = self.network().to(compute.device).eval()
         if compute.channels_last:
             network.to(memory_format=torch.channels_last)
         return predictor_of(
             network, self.outputs.activation, self.config.train.intensity, settings, compute,
-            makes_images=self.outputs.is_image, name=str(self.weights),
+            makes_images=self.outputs.is_image, name=str(self.weights), directions=self.outputs.directions,
         )  # fmt: skip
 
     def network(self) -> Network | Classifier:

@@ -143,7 +143,7 @@ class _Loop:
             self.averaged.module,
             activation,
             self.settings.intensity,
-            config.predict.model_copy(update={"flips": "none"}),
+            config.predict.model_copy(update={"flips": "none", "scales": (1.0,)}),
             config.compute,
             makes_images=config.train.task in IMAGE_TASKS,
             name=f"{folder}, in validation",

@@ -189,6 +189,26 @@ def test_magnified_maps_come_back_to_their_place(scales: tuple[float, ...]) -> N
     np.testing.assert_allclose(found, plain, atol=0.012)
 
 
+@pytest.mark.parametrize("flips", FLIPS)
+def test_directions_turn_with_the_image(flips: str) -> None:
+    class Slopes(Network):
+        """Points where it gets brighter, down and right, which every turn of the image must turn too."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            light = image.mean(dim=1, keepdim=True)
+            padded = torch.nn.functional.pad(light, (1, 1, 1, 1), mode="replicate")
+            down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+            right = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+            return torch.cat([light, 80 * down, 80 * right], dim=1)
+
+    smooth = cv2.GaussianBlur(picture(40, 57), (0, 0), 5)
+    settings = PredictSettings(tile=64, flips=flips)
+    plain = Predictor(Slopes(), "sigmoid", "stored", PredictSettings(tile=64), CPU)(smooth)
+    found = Predictor(Slopes(), "sigmoid", "stored", settings, CPU, directions=(1, 2))(smooth)
+    assert plain[1:].std() > 0.01
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+
+
 def test_an_image_is_made_at_its_own_magnification_only() -> None:
     settings = PredictSettings(scales=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"predict\.scales: expected \[1\.0\] for the network"):
