@@ -13,7 +13,7 @@ RUN     := $(VENV)/bin/python -m pipeline
 STAGES  := ingest split normalise augment predict report
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help train evaluate submission submit cv normaliser restorer ablation data kaggle-submit bench bench-peers test check lock environment $(STAGES)
+.PHONY: help train evaluate submission submit cv compare normaliser restorer ablation data kaggle-submit bench bench-peers test check lock environment $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -74,6 +74,9 @@ restorer: $(READY)  ## a network that takes noise, holes or writing away, traine
 
 cv: $(READY)  ## cross-validation: one run a fold, every image scored by the run that never saw it
 	@$(RUN) cv -c $(CONFIG) $(SET)
+
+compare: $(READY)  ## two runs on the same cases: paired differences with intervals (A=<run> B=<run> POOL="name=stratum,stratum")
+	@$(RUN) compare "$(A)" "$(B)" $(if $(POOL),--pool "$(POOL)")
 
 ablation: $(READY)  ## does a normaliser help? one segmenter without and with each (STUDY=sample)
 	@$(RUN) ablation $(STUDY)

@@ -106,6 +106,17 @@ def _parser() -> argparse.ArgumentParser:
         "on after an interruption. Writes reports/cv/<run>/: table.md, metrics.json, per_case.csv and\n"
         "labels_to_check.csv with pictures, where label and prediction disagree most.",
     ))  # fmt: skip
+    compare = _command(
+        commands, "compare", "set two runs beside each other on the same cases, with intervals", _compare
+    )
+    compare.add_argument("first", help="a run with reports/<run>/per_case.csv; of a cross-validation cv/<run>")
+    compare.add_argument("second", help="another on the same cases; differences are this one minus the first")
+    compare.add_argument(
+        "--pool",
+        action="append",
+        default=[],
+        help="strata also judged together: --pool 'tissue=purple/purple,purple/white'",
+    )
     _takes_config(_command(commands, "kaggle-submit", "hand in submission.csv with Kaggle's client", _hand_in))
     return parser
 
@@ -326,6 +337,12 @@ def _cross_validate(options: argparse.Namespace) -> None:
 
     _load(options)
     run_cross_validation(options.config or DEFAULT_CONFIG, options.settings)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from pipeline.comparison import compare
+
+    compare(options.first, options.second, options.pool)
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -80,6 +80,10 @@ METRICS_SCHEMA = {
     "<part>.<metric>.low, .high": f"95 % percentile interval from resampled groups, null below {MINIMUM_GROUPS} groups",
     "<part>.<metric>.groups, .cases": "groups and cases behind the figure",
     "by_stratum.<stratum>.<metric>": "the same for the cases of one stratum",
+    "calibration.error, .brier": "expected calibration error and Brier score of the probability of any foreground",
+    "calibration.bins": "of the pixels in each tenth of probability: mean probability said, share of foreground seen",
+    "validation.score, .test, .gap": "the score that thresholds were tuned for on validation cases, the same score of "
+    "the test part, and by how much that falls short",
     **{f"<metric> {name}": SCORE_COLUMNS[name] for name in _MEANS},
     "<metric> dice_class_<k>": "Dice of class k, mean over the cases where it is in truth or prediction",
     "<metric> dice_pooled, iou_pooled": "from the pixels of all cases together; several classes: mean over classes",
@@ -267,6 +271,45 @@ def summarise_means(
         if scored.any():
             statistics[name] = _Statistic(scored, values[scored], one[scored], one[scored])
     return _summary(statistics, _group_numbers(ordered), resamples, seed)
+
+
+def summarise_differences(
+    first: DataFrame, second: DataFrame, resamples: int = 2000, seed: int = 1412
+) -> dict[str, dict[str, Any]]:
+    """Say by how much a second run scores more than a first on the same cases: every metric that applies to both.
+
+    first, second: tables of per_case_table with the same cases. Returns for each metric first, second and difference
+    (second - first; of pooled metrics that of the ratios), low and high of the difference (95 %, the same whole groups
+    drawn with replacement for both; None below MINIMUM_GROUPS) and groups.
+    Raises ValueError where the cases are not the same, or not scored in both.
+    """
+    tables = [table[table["dice"].notna()].sort_values("case_id").reset_index(drop=True) for table in (first, second)]
+    names = [set(table["case_id"]) for table in tables]
+    if names[0] != names[1] or not names[0]:
+        raise ValueError(
+            f"expected the same scored cases in both runs, found {len(names[0])} and {len(names[1])}, of which "
+            f"{len(names[0] & names[1])} are the same"
+        )
+    groups = _group_numbers(tables[0])
+    found = [_statistics(table) for table in tables]
+    content = {}
+    for name in (name for name in found[0] if name in found[1]):
+        pair = [one[name] for one in found]
+        if (pair[0].cases != pair[1].cases).any():
+            continue
+        numbers = np.unique(groups[pair[0].cases], return_inverse=True)[1]
+        count = int(numbers.max()) + 1
+        grouped = {str(place): one.by_group(numbers, count) for place, one in enumerate(pair)}
+        values = [float(one.value(np.ones((1, count)))[0]) for one in grouped.values()]
+        low = high = None
+        if count >= MINIMUM_GROUPS:
+            drawn = _resample(grouped, count, resamples, seed)
+            low, high = np.percentile(drawn["1"] - drawn["0"], (2.5, 97.5))
+        content[name] = {
+            "first": _rounded(values[0]), "second": _rounded(values[1]), "difference": _rounded(values[1] - values[0]),
+            "low": _rounded(low), "high": _rounded(high), "groups": count,
+        }  # fmt: skip
+    return content
 
 
 def _summary(

@@ -48,6 +48,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     from tqdm import tqdm
 
     from pipeline.instances import label_raster
+    from pipeline.metrics.calibration import Calibration
     from pipeline.metrics.summary import per_case_table, summarise
     from pipeline.records.rasters import read_label, read_probabilities, write_png
     from pipeline.trained import open_run
@@ -62,8 +63,10 @@ def run(config: Config, paths: Paths) -> list[str]:
     chosen, thresholds = trained.chosen(), trained.thresholds()
     unchecked = _check_seen(config, parts[PART], [trained])
     rows: list[dict[str, Any]] = []
+    calibration = Calibration()
     for case in tqdm(parts[PART] + parts["unlabelled"], desc="evaluate", unit="image", disable=None):
-        mask = label_raster(read_probabilities(paths.predict / f"{case.case_id}.tif"), trained.outputs, thresholds)
+        maps = read_probabilities(paths.predict / f"{case.case_id}.tif")
+        mask = label_raster(maps, trained.outputs, thresholds)
         write_png(paths.reports / "masks" / f"{case.case_id}.png", mask)
         row: dict[str, Any] = {
             "case_id": case.case_id,
@@ -71,7 +74,9 @@ def run(config: Config, paths: Paths) -> list[str]:
             "stratum": case.stratum,
         }
         if case.label is not None:
-            rows.append(row | trained.outputs.score(read_label(paths.ingest / case.label), mask))
+            truth = read_label(paths.ingest / case.label)
+            rows.append(row | trained.outputs.score(truth, mask))
+            calibration.add(1.0 - maps[0] if trained.outputs.activation == "softmax" else maps[0], truth)
     table = per_case_table(rows)
     write_text(paths.reports / "per_case.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
     metrics = {
@@ -80,11 +85,28 @@ def run(config: Config, paths: Paths) -> list[str]:
         **summarise(table, PART, config.evaluate.resamples, config.seed),
         "unscored": len(parts["unlabelled"]),
         "thresholds": chosen["thresholds"],
+        "calibration": calibration.as_dict(),
         "excluded": _excluded(paths.findings),
         **unchecked,
     }
+    metrics["validation"] = _gap(chosen, metrics[PART]["ap" if trained.outputs.has_objects else "dice"]["mean"])
     write_json(paths.reports / "metrics.json", metrics)
-    return [*_table(metrics), *_noted(unchecked)]
+    return [*_table(metrics), _trust(metrics), *_noted(unchecked)]
+
+
+def _gap(chosen: dict[str, Any], test: float) -> dict[str, float | None]:
+    """Set the score that thresholds were tuned for beside the same score of the test part."""
+    score = chosen["chosen_on"].get("score")
+    return {"score": score, "test": test, "gap": None if score is None else round(score - test, 6)}
+
+
+def _trust(metrics: dict[str, Any]) -> str:
+    validation, calibration = metrics["validation"], metrics["calibration"]
+    tuned = "-" if validation["score"] is None else f"{validation['score']:.3f}"
+    told = f"validation {tuned} (thresholds were tuned there), test {validation['test']:.3f}"
+    if calibration:
+        told += f"; calibration error {calibration['error']:.3f}, Brier {calibration['brier']:.3f}"
+    return told
 
 
 def _judge(
