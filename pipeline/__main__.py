@@ -103,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
         commands, "cv", "train one run a fold, and score every case by the run that never saw it", _cross_validate,
         "cv: train one run a fold (split.folds), and score every case by the run that never saw it.\n\n"
         "The test part is held out of all of it. What is complete is not made again, so that the same command carries\n"
-        "on after an interruption. Writes reports/cv/<run>/: table.md, metrics.json, per_case.csv and\n"
-        "labels_to_check.csv with pictures, where label and prediction disagree most.",
+        "on after an interruption. Writes reports/cv/<run>/: table.md, metrics.json, scores.png, per_case.csv\n"
+        "and labels_to_check.csv with labels_to_check.png, where predictions contradict labels most.",
     ))  # fmt: skip
     compare = _command(
         commands, "compare", "set two runs beside each other on the same cases, with intervals", _compare

@@ -3,31 +3,30 @@
 The folds are those of split.csv, whole groups and every stratum alike; the test part is held out of all of it. Each
 fold is a run of its own (cv/<run>/fold-<k>), made by the stages as any other, so that what is complete is not made
 again, and a killed cross-validation carries on. The folds' runs can be the members of an ensemble (train.members).
-Writes reports/cv/<run>/: metrics.json, table.md, per_case.csv (every case once, by the run that never saw it),
-labels_to_check.csv and labels_to_check.png: where label and prediction disagree most, for the label may be wrong.
+Writes reports/cv/<run>/: metrics.json, table.md, scores.png, per_case.csv (every case once, by the run that never saw
+it), labels_to_check.csv and labels_to_check.png: where predictions contradict labels most, for the label may be wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.config import Config, ConfigError, load_config
-from pipeline.records.case import read_cases
-from pipeline.records.files import write_json, write_text
+from pipeline.doubted_labels import PICTURES, SHARE, caption, contradicted_share, draw_labels, order_labels
+from pipeline.records.case import Case, read_cases
+from pipeline.records.files import write_json, write_text, written_aside
 from pipeline.records.paths import Paths
+from pipeline.records.split import PARTS, read_parts
 from pipeline.stages import run as run_stage
 
 PART = "out_of_fold"
 SHOWN = ("dice", "ap", "f1_70", "recall_70_pooled", "pq")
-"""Scores of the table, where they apply."""
-DOUBTED = 12
-"""Cases whose label and prediction are drawn side by side."""
-WIDTH, GAP = 384, 8
-"""Of a picture in that sheet, and between two, in pixels."""
+"""Scores of the table and of the figure, where they apply."""
+COLOUR, QUIET = "#2f6f9f", "#9aa0a6"
 
 
 def fold_configs(file: Path | None, settings: list[str]) -> list[Config]:
@@ -63,30 +62,70 @@ def run_cross_validation(file: Path | None, settings: list[str], root: Path = Pa
     """
     configs = fold_configs(file, settings)
     run = load_config(file, settings).run
-    for config in configs:
-        run_stage("split", config, Paths.of(config, root), with_needs=True)
+    _split(configs, root)
     for config in configs:
         print(f"\n{config.run}")
         run_stage("evaluate", config, Paths.of(config, root), with_needs=True)
-    folds = [_scores(Paths.of(config, root)) for config in configs]
+    folds = [_scores(config, root) for config in configs]
     metrics = {"run": run, "dataset": configs[0].dataset} | pool(folds, configs[0].evaluate.resamples, configs[0].seed)
     table = as_table(metrics)
     folder = root / "reports" / "cv" / run
     pooled = _pooled(folds)
-    write_text(folder / "per_case.csv", pooled.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
+    doubted = order_labels(pooled)
+    for name, rows in (("per_case", pooled), ("labels_to_check", doubted)):
+        write_text(folder / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "table.md", table)
-    doubted = doubtful(pooled)
-    write_text(folder / "labels_to_check.csv", doubted.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
-    _draw_doubtful(doubted[:DOUBTED], configs, folder / "labels_to_check.png", root)
+    draw_scores(metrics, folder / "scores.png")
+    _draw_doubted(doubted[:PICTURES], configs, folder / "labels_to_check.png", root)
     print(f"\n{table}\nWritten: {folder}")
 
 
-def _scores(paths: Paths) -> Any:
-    """Return per_case.csv of a fold's run."""
+def _split(configs: Sequence[Config], root: Path) -> None:
+    """Divide the images for every fold, so that what is wrong is told before hours of training and not after.
+
+    Raises ValueError where a fold leaves a part empty, or a learned normaliser has seen what a fold is tested on.
+    """
+    problems = []
+    for config in configs:
+        paths = Paths.of(config, root)
+        run_stage("split", config, paths, with_needs=True)
+        parts = read_parts(paths)
+        if empty := [part for part in PARTS if not parts[part]]:
+            problems.append(f"fold {config.split.fold}: expected cases in each part, found none in {', '.join(empty)}")
+        if config.normalise.run is not None:
+            problems += _seen_by_normaliser(config, paths, parts["test"])
+    if problems:
+        raise ValueError(
+            "\n  ".join(["a cross-validation needs every fold:", *problems])
+            + "\nNothing was trained; change split.folds, split.validation_share or seed, or take a normaliser that "
+            "learned from none of these images"
+        )
+
+
+def _seen_by_normaliser(config: Config, paths: Paths, tested: Sequence[Case]) -> list[str]:
+    from pipeline.trained import open_run
+
+    told = open_run(paths.run_folder(str(config.normalise.run))).seen_among(tested, config)
+    return [f"fold {config.split.fold}: normalise.run={config.normalise.run} learned from {told}"] if told else []
+
+
+def _scores(config: Config, root: Path) -> Any:
+    """Return per_case.csv of a fold's run, with the share of each label that its map contradicts."""
     import pandas as pd
 
-    return pd.read_csv(paths.reports / "per_case.csv", dtype={"case_id": str, "group": str, "stratum": str})
+    from pipeline.records.rasters import read_label, read_probabilities
+    from pipeline.trained import open_run
+
+    paths = Paths.of(config, root)
+    table = pd.read_csv(paths.reports / "per_case.csv", dtype={"case_id": str, "group": str, "stratum": str})
+    channels = open_run(paths.train).outputs.channels
+    labels = {case.case_id: paths.ingest / str(case.label) for case in read_cases(paths.cases)}
+    table[SHARE] = [
+        contradicted_share(read_probabilities(paths.predict / f"{name}.tif"), read_label(labels[name]), channels)
+        for name in table["case_id"]
+    ]
+    return table
 
 
 def _pooled(folds: Sequence[Any]) -> Any:
@@ -153,37 +192,45 @@ def as_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def doubtful(table: Any) -> Any:
-    """Order cases by how little their label and the out-of-fold prediction share, and say what differs.
+def draw_scores(metrics: Mapping[str, Any], file: Path) -> None:
+    """Draw every score, all cases and each stratum, with its interval, and a dot for each fold, into a PNG."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    table: per_case.csv with a column fold. Returns case_id, fold, group, stratum, dice and, for objects, ap_50 and the
-    counts of objects missed, spurious, merged and split; the least Dice first.
-    """
-    columns = ["case_id", "fold", "group", "stratum", "dice"]
-    objects = ["ap_50", "truth_objects", "missed", "spurious", "merged", "split"]
-    columns += [name for name in objects if table[name].notna().any()]
-    return table.sort_values(["dice", "case_id"])[columns].reset_index(drop=True)
+    shown = [score for score in SHOWN if score in metrics[PART]]
+    rows = {"all": metrics[PART], **metrics["by_stratum"]}
+    with matplotlib.rc_context({"font.size": 9.0, "font.family": "DejaVu Sans", "text.parse_math": False}):
+        figure = Figure(figsize=(2.2 + 2.2 * len(shown), 1.2 + 0.35 * len(rows)), layout="constrained")
+        for axes, score in zip(figure.subplots(1, len(shown), squeeze=False, sharey=True)[0], shown, strict=True):
+            folds = metrics["by_fold"].get(score, {}).get("means", [])
+            axes.plot(folds, [0.0] * len(folds), "|", color=QUIET, markersize=14.0, markeredgewidth=1.6)
+            for place, entry in enumerate(rows.values()):
+                if (found := entry.get(score)) is None:
+                    continue
+                if found["low"] is not None:
+                    axes.plot([found["low"], found["high"]], [place, place], color=COLOUR, linewidth=2.4)
+                axes.plot([found["mean"]], [place], "o", color=COLOUR, markersize=6.0)
+            axes.set(title=score, yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
+            axes.set(xlim=(-0.02, 1.02))
+            axes.grid(axis="x", color="#e5e7eb")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+        figure.suptitle(f"{metrics['run']}, out of fold: 95 % intervals over groups; grey, the folds", fontsize=9.5)
+        with written_aside(file) as aside:
+            figure.savefig(aside, dpi=150)
 
 
-def _draw_doubtful(doubted: Any, configs: Sequence[Config], file: Path, root: Path) -> None:
-    """Draw cases a row each: the image, the outlines of its label, and those of the prediction."""
-    import cv2
-
+def _draw_doubted(doubted: Any, configs: Sequence[Config], file: Path, root: Path) -> None:
     from pipeline.records.rasters import read_image, read_label, write_png
-    from pipeline.reporting.overlays import draw_outlines
 
-    rows = []
-    for case_id, fold in zip(doubted["case_id"], doubted["fold"], strict=True):
-        paths = Paths.of(configs[fold], root)
-        case = next(case for case in read_cases(paths.cases) if case.case_id == case_id)
-        image = read_image(paths.ingest / case.image)
-        mask = read_label(paths.reports / "masks" / f"{case_id}.png")
-        pictures = [image, draw_outlines(image, read_label(paths.ingest / str(case.label))), draw_outlines(image, mask)]
-        height = max(1, round(WIDTH * image.shape[0] / image.shape[1]))
-        row = np.full((height + GAP, 3 * (WIDTH + GAP), 3), 255, np.uint8)
-        for place, picture in enumerate(pictures):
-            left = place * (WIDTH + GAP)
-            fitted = cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_AREA)
-            row[:height, left : left + WIDTH] = fitted
-        rows.append(row)
-    write_png(file, np.concatenate(rows))
+    all_paths = [Paths.of(config, root) for config in configs]
+    cases = {case.case_id: case for case in read_cases(all_paths[0].cases)}
+
+    def pictures() -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+        for row in doubted.to_dict("records"):
+            paths, case = all_paths[row["fold"]], cases[row["case_id"]]
+            mask = read_label(paths.reports / "masks" / f"{case.case_id}.png")
+            yield caption(row), read_image(paths.ingest / case.image), read_label(paths.ingest / str(case.label)), mask
+
+    write_png(file, draw_labels(pictures()))

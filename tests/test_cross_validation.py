@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from pipeline.config import ConfigError
-from pipeline.cross_validation import as_table, doubtful, fold_configs, pool, run_cross_validation
+from pipeline.config import Config, ConfigError
+from pipeline.cross_validation import as_table, draw_scores, fold_configs, pool, run_cross_validation
 from pipeline.metrics.summary import per_case_table
+from pipeline.records.case import Case
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image
 from pipeline.records.split import read_parts, read_split_table
@@ -47,9 +49,13 @@ def test_a_group_or_case_in_two_folds_is_refused() -> None:
         pool([scores({"a": 0.5}, "g"), scores({"a": 0.5}, "h")])
 
 
-def test_what_label_and_prediction_share_least_comes_first() -> None:
-    table = scores({"a": 0.5, "b": 0.1, "c": 0.9}, "g").assign(fold=0)
-    assert doubtful(table)["case_id"].tolist() == ["b", "a", "c"]
+def test_the_figure_has_a_panel_a_score(tmp_path: Path) -> None:
+    content = {"run": "made", **pool([scores({"a": 0.5, "b": 0.7}, "g"), scores({"c": 0.1}, "h")])}
+    draw_scores(content, tmp_path / "one.png")
+    content["out_of_fold"]["ap"] = content["out_of_fold"]["dice"]
+    draw_scores(content, tmp_path / "two.png")
+    one, two = (read_image(tmp_path / name) for name in ("one.png", "two.png"))
+    assert two.shape[1] > one.shape[1] and one.std() > 1
 
 
 @pytest.mark.parametrize(
@@ -66,12 +72,16 @@ def test_what_cannot_be_cross_validated_is_refused(settings: list[str], message:
         fold_configs(None, settings)
 
 
+def with_sample(root: Path, sample: Path) -> Path:
+    (root / "data" / "raw").mkdir(parents=True)
+    (root / "data" / "raw" / "sample").symlink_to(sample)
+    return root
+
+
 def test_every_case_is_scored_once_by_a_run_that_never_saw_its_group(
     tmp_path: Path, sample_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "data" / "raw").mkdir(parents=True)
-    (tmp_path / "data" / "raw" / "sample").symlink_to(sample_folder)
-    run_cross_validation(None, TINY, tmp_path)
+    run_cross_validation(None, TINY, with_sample(tmp_path, sample_folder))
     assert "| all |" in capsys.readouterr().out
     tested: list[str] = []
     for config in fold_configs(None, TINY):
@@ -92,10 +102,65 @@ def test_every_case_is_scored_once_by_a_run_that_never_saw_its_group(
         assert {*tested} | held_out <= {*rows}
     assert sorted(tested) == sorted({*rows} - held_out)
     folder = tmp_path / "reports" / "cv" / "tiny"
-    with (folder / "per_case.csv").open() as stream:
-        assert sorted(row["case_id"] for row in csv.DictReader(stream)) == sorted(tested)
-    assert read_image(folder / "labels_to_check.png").shape[1] == 3 * 392
-    weights = paths.train / "best.pt"
-    made = weights.stat().st_mtime_ns
+    tables = {}
+    for name in ("per_case", "labels_to_check"):
+        with (folder / f"{name}.csv").open() as stream:
+            tables[name] = list(csv.DictReader(stream))
+        assert sorted(row["case_id"] for row in tables[name]) == sorted(tested)
+    of_fold = {row["case_id"]: row["fold"] for row in tables["per_case"]}
+    assert of_fold == {case_id: rows[case_id]["fold"] for case_id in tested}
+    shares = [float(row["contradicted"]) for row in tables["labels_to_check"]]
+    assert shares == sorted(shares, reverse=True) and 0.0 <= shares[-1] <= shares[0] <= 1.0
+    assert all(read_image(folder / name).std() > 1 for name in ("labels_to_check.png", "scores.png"))
+    assert {file.name for file in (tmp_path / "data/augment/sample").iterdir()} == {"tissue-fold-0", "tissue-fold-1"}
+
+
+def test_killed_it_carries_on_and_trains_nothing_again(
+    tmp_path: Path, sample_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_sample(tmp_path, sample_folder)
+    ran: list[str] = []
+    stage = importlib.import_module("pipeline.stages.train")
+    train, tune = stage.run, stage._tune
+
+    def recorded(config: Config, paths: Paths) -> list[str]:
+        ran.append(config.run)
+        return train(config, paths)
+
+    def killed(*_: object) -> None:
+        if ran[-1].endswith("fold-1"):
+            raise KeyboardInterrupt
+        return tune(*_)
+
+    monkeypatch.setattr(stage, "run", recorded)
+    with monkeypatch.context() as once:
+        once.setattr(stage, "_tune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_cross_validation(None, TINY, tmp_path)
+    assert not (tmp_path / "reports/cv/tiny/metrics.json").exists()
     run_cross_validation(None, TINY, tmp_path)
-    assert weights.stat().st_mtime_ns == made
+    assert ran == ["cv/tiny/fold-0", "cv/tiny/fold-1", "cv/tiny/fold-1"]
+    folder = tmp_path / "reports/cv/tiny"
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    run_cross_validation(None, TINY, tmp_path)
+    assert len(ran) == 3
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+
+
+def test_what_a_fold_lacks_is_told_of_every_fold_before_anything_is_trained(
+    tmp_path: Path, sample_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_sample(tmp_path, sample_folder)
+    monkeypatch.setattr("pipeline.stages.train.run", lambda *_: pytest.fail("something was trained"))
+    with pytest.raises(ValueError, match=r"fold 0: .* none in validation\n  fold 1: (.|\n)*Nothing was trained"):
+        run_cross_validation(None, [*TINY, "split.validation_share=0"], tmp_path)
+
+    class Trained:
+        def seen_among(self, cases: list[Case], config: Config) -> str:
+            return f"{len(cases)} that did" if config.split.fold else ""
+
+    monkeypatch.setattr("pipeline.trained.open_run", lambda folder: Trained())
+    learned = ["normalise.method=learned", "normalise.run=normalisers/unet"]
+    with pytest.raises(ValueError, match=r"fold 1: normalise.run=normalisers/unet learned from") as told:
+        run_cross_validation(None, [*TINY, *learned], tmp_path)
+    assert "fold 0" not in str(told.value)

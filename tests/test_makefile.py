@@ -39,6 +39,11 @@ def test_settings_of_training_and_of_applying_reach_their_command() -> None:
     ]
 
 
+def test_a_cross_validation_takes_config_and_settings() -> None:
+    _, commands, _ = made("cv", "CONFIG=configs/dsb2018.yaml", "SET=split.folds=3 seed=3")
+    assert commands == ["cv -c configs/dsb2018.yaml split.folds=3 seed=3"]
+
+
 @pytest.mark.parametrize("name", ["denoise", "restorers/denoise"])
 def test_a_restorer_is_trained_and_judged(name: str) -> None:
     _, commands, _ = made("restorer", f"METHOD={name}", "SET=seed=3")

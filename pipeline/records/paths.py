@@ -19,6 +19,7 @@ class Paths:
     augment_recipe: str
     run: str
     normalise_run: str | None = None
+    fold: int | None = None
 
     @classmethod
     def of(cls, config: Config, root: Path = Path()) -> Paths:
@@ -28,6 +29,7 @@ class Paths:
         return cls(
             root, config.dataset, config.split.name, config.normalise.method,
             config.run.replace("/", "-") if of_images else config.augment.recipe, config.run, config.normalise.run,
+            config.split.fold,
         )  # fmt: skip
 
     @property
@@ -75,7 +77,7 @@ class Paths:
         """images/, stain.json, status.csv; the folder has the name of the method, or of the run that method learned
         applies."""
         name = self.normalise_run.replace("/", "-") if self.normalise_run else self.normalise_method
-        return self.root / "data" / "normalise" / self.dataset / name
+        return self.root / "data" / "normalise" / self.dataset / self._of_fold(name)
 
     @property
     def learned_normaliser(self) -> Path | None:
@@ -85,7 +87,11 @@ class Paths:
     @property
     def augment(self) -> Path:
         """contact_sheet.png, and copies where asked; named after the recipe, or after a run that makes images."""
-        return self.root / "data" / "augment" / self.dataset / self.augment_recipe
+        return self.root / "data" / "augment" / self.dataset / self._of_fold(self.augment_recipe)
+
+    def _of_fold(self, name: str) -> str:
+        """A folder that depends on what is trained on: folds stand side by side instead of replacing each other."""
+        return name if self.fold is None else f"{name}-fold-{self.fold}"
 
     @property
     def train(self) -> Path:

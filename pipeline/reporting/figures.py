@@ -96,8 +96,9 @@ def draw_curves(
     best: float | None,
     description: str,
     name: str,
+    label: str = "step",
 ) -> str:
-    """Draw one or two curves over optimiser steps, the best step marked. Returns an inline <svg>."""
+    """Draw one or two curves over optimiser steps (or what label names), the best marked. Returns an inline <svg>."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -106,13 +107,13 @@ def draw_curves(
         axes = figure.subplots()
         if best is not None:
             axes.axvline(best, color=QUIET, linewidth=0.9, linestyle=(0, (2, 2)))
-        for (label, values), colour, dashes in zip(
+        for (curve, values), colour, dashes in zip(
             curves.items(), (ACCENT, SECOND), ("-", (0, (4, 1.5))), strict=False
         ):
             axes.plot(
-                steps, values, color=colour, linestyle=dashes, label=label, marker="o" if len(values) < 3 else None
+                steps, values, color=colour, linestyle=dashes, label=curve, marker="o" if len(values) < 3 else None
             )
-        axes.set(title=title, xlabel="step")
+        axes.set(title=title, xlabel=label)
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.margins(x=0.02)

@@ -43,6 +43,7 @@ def describe_proof(proof: dict[str, Any]) -> Proof:
             "pair of identical images (turned or mirrored too) lies in two parts",
             "pairs of identical images (turned or mirrored too) lie in two parts",
         ),
+        *_held_out(left),
         *_ungrouped(left),
         *_largest(left),
         *_unlabelled(left),
@@ -68,6 +69,14 @@ def _nothing_across(left: dict[str, Any], name: str, one: str, many: str) -> lis
         return []
     count = len(left.pop(name))
     return [Check(f"{f'{count:,}' if count else 'No'} {one if count < 2 else many}.", count == 0)]
+
+
+def _held_out(left: dict[str, Any]) -> list[Check]:
+    entry = left.get("held_out")
+    if not isinstance(entry, dict) or "cases" not in entry:
+        return []
+    left.pop("held_out")
+    return [Check(f"One fold is tested on; of the {entry['cases']:,} images of the test part, none takes part.")]
 
 
 def _ungrouped(left: dict[str, Any]) -> list[Check]:

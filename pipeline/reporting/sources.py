@@ -87,7 +87,10 @@ def read_sources(paths: Paths, config: Config) -> Sources:
         sources.findings.extend(read_findings(there))
     if there := _there(sources, "proof", paths.proof, paths, "make split"):
         sources.proof.update(_object(there))
-    if there := _there(sources, "history", paths.train / "history.csv", paths, "make train"):
+    # An ensemble was not trained itself.
+    if not config.train.members and (
+        there := _there(sources, "history", paths.train / "history.csv", paths, "make train")
+    ):
         sources.history.update(_columns(there))
     if there := _there(sources, "thresholds", paths.train / "thresholds.json", paths, "make train"):
         sources.thresholds.update(_object(there))

@@ -283,7 +283,9 @@ def _describe_part(name: str, rows: Sequence[Sequence[str]], settings: SplitSett
         held_out = {"test": test, "validation": settings.validation_share * (1.0 - test)}
     if settings.fold is not None:
         rest = 1.0 - sum(row[3] == HELD_OUT for row in rows) / len(rows)
-        validation = settings.validation_share / (1.0 - settings.test_share) * (1.0 - 1.0 / settings.folds)
+        # As divide draws it.
+        share_of_rest = settings.validation_share / (1.0 if settings.test_strata else 1.0 - settings.test_share)
+        validation = share_of_rest * (1.0 - 1.0 / settings.folds)
         held_out = {HELD_OUT: 1.0 - rest, "test": rest / settings.folds, "validation": rest * validation}
     return {
         "cases": len(mine),

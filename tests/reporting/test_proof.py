@@ -18,6 +18,14 @@ def test_a_sound_split() -> None:
     assert proof.rest == []
 
 
+def test_a_fold_says_what_is_held_out() -> None:
+    proof = describe_proof({"held_out": {"cases": 123, "groups": 40}})
+    assert [check.text for check in proof.checks] == [
+        "One fold is tested on; of the 123 images of the test part, none takes part."
+    ]
+    assert proof.rest == []
+
+
 def test_a_leak_is_told() -> None:
     proof = describe_proof({"groups_in_two_parts": ["a"], "identical_images_across_parts": [["a", "b"], ["c", "d"]]})
     assert [check.text for check in proof.checks] == [

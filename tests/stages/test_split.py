@@ -126,6 +126,39 @@ def test_no_test_part_where_its_share_is_zero() -> None:
     assert {row[4] for row in rows} == {"0", "1"}
 
 
+@settings(max_examples=12, deadline=None)
+@given(sizes=st.lists(st.integers(1, 6), min_size=16, max_size=40), seed=st.integers(0, 2**32 - 1),
+       strata=st.sampled_from([("a",), ("a", "b"), ("a", "a", "b")]), of_strata=st.booleans())  # fmt: skip
+def test_a_fold_is_tested_on_and_the_test_part_of_the_fixed_split_is_held_out(
+    sizes: list[int], seed: int, strata: tuple[str, ...], of_strata: bool
+) -> None:
+    cases, groups = grouped(sizes, list(strata))
+    chosen = SplitSettings(folds=3, test_strata=("b",) if of_strata and "b" in strata else ())
+    fixed = split.divide(cases, groups, chosen, seed)
+    for fold in range(3):
+        rows = split.divide(cases, groups, chosen.model_copy(update={"fold": fold}), seed)
+        assert [(*row[:3], row[4]) for row in rows] == [(*row[:3], row[4]) for row in fixed]
+        assert [row[3] == "held_out" for row in rows] == [row[3] == "test" for row in fixed]
+        assert [row[3] == "test" for row in rows] == [row[4] == str(fold) for row in fixed]
+        parts = defaultdict(set)
+        for row in rows:
+            parts[row[1]].add(row[3])
+        assert all(len(found) == 1 for found in parts.values())
+        assert {row[3] for row in rows} == {"train", "validation", "test", "held_out"}
+
+
+@pytest.mark.parametrize("of_strata", [(), ("b",)])
+def test_shares_of_a_fold_are_those_that_were_drawn(of_strata: tuple[str, ...]) -> None:
+    cases, groups = grouped([2] * 100, ["a", "a", "a", "b"])
+    chosen = SplitSettings(test_strata=of_strata, fold=1)
+    rows = split.divide(cases, groups, chosen, 1412)
+    proof = split.prove(rows, cases, groups, [], lambda _: np.zeros((4, 4, 3), np.uint8), Config(split=chosen))
+    described = {**proof["parts"], "held_out": proof["held_out"]}
+    assert sum(part["cases"] for part in described.values()) == len(rows)
+    assert sum(part["wanted_share"] for part in described.values()) == pytest.approx(1.0, abs=1e-3)
+    assert all(part["share"] == pytest.approx(part["wanted_share"], abs=0.02) for part in described.values())
+
+
 def test_too_few_groups_say_how_many_and_what_to_change() -> None:
     cases, groups = grouped([10] * 4)
     with pytest.raises(ValueError, match=r"at least 6 groups.*found 4 in 40 labelled cases.*split\.folds"):
