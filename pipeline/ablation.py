@@ -23,10 +23,11 @@ from pydantic import Field, ValidationError
 from pipeline import __version__
 from pipeline.config import Config, ConfigError, Settings, load_config
 from pipeline.records.case import Case
-from pipeline.records.files import write_json, write_text, written_aside
+from pipeline.records.files import write_json, write_text
 from pipeline.records.manifest import read_manifest
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
+from pipeline.reporting.differences import draw_differences
 from pipeline.stages import run as run_stage
 
 SCORES = ("dice", "ap", "f1_70")
@@ -352,31 +353,13 @@ def as_table(study: str, result: dict[str, Any], made: dict[str, Any] | None = N
 
 def draw_gains(study: str, result: dict[str, Any], file: Path) -> None:
     """Draw the gain of every arm over the first with its interval, one panel a score, into a PNG."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    panels = result["scores"]
-    first, *arms = next(iter(panels.values()))
-    with matplotlib.rc_context({"font.size": 9.0, "font.family": "DejaVu Sans", "text.parse_math": False}):
-        figure = Figure(figsize=(max(6.0, 2.2 + 2.4 * len(panels)), 1.2 + 0.35 * len(arms)), layout="constrained")
-        for axes, (score, entries) in zip(
-            figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
-        ):
-            for place, arm in enumerate(arms):
-                entry = entries[arm]
-                colour = COLOURS[entry["verdict"]]
-                if entry["low"] is not None:
-                    axes.plot([entry["low"], entry["high"]], [place, place], color=colour, linewidth=2.4)
-                axes.plot([entry["gain"]], [place], "o", color=colour, markersize=6.0)
-            axes.axvline(0.0, color="#1f2430", linewidth=0.8)
-            axes.set(title=score, yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
-            axes.spines[["top", "right", "left"]].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-            axes.margins(x=0.12)
-            axes.locator_params(axis="x", nbins=5)
-            axes.xaxis.set_major_formatter("{x:+.3g}")
-        figure.suptitle(
-            f"{study}: gain over {first!r}, 95 % interval; blue helps, red harms, grey neither", fontsize=9.5
-        )
-        with written_aside(file) as aside:
-            figure.savefig(aside, dpi=150)
+    first, *arms = next(iter(result["scores"].values()))
+    panels = {
+        score: {
+            arm: (entries[arm]["gain"], entries[arm]["low"], entries[arm]["high"], COLOURS[entries[arm]["verdict"]])
+            for arm in arms
+        }
+        for score, entries in result["scores"].items()
+    }
+    title = f"{study}: gain over {first!r}, 95 % interval; blue helps, red harms, grey neither"
+    draw_differences(title, arms, panels, file)

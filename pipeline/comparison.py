@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.records.files import write_json, write_text, written_aside
+from pipeline.records.files import write_json, write_text
+from pipeline.reporting.differences import draw_differences
 
 SHOWN = ("dice", "ap", "f1_70", "recall_70", "pq", "f1_70_pooled", "recall_70_pooled", "precision_70_pooled")
 """Scores of the table, where both runs have them."""
@@ -32,7 +33,15 @@ def compare(first: str, second: str, pools: Sequence[str] = (), root: Path = Pat
     table = as_table(result)
     write_json(folder / f"{stem}.json", result)
     write_text(folder / f"{stem}.md", table)
-    _draw(result, folder / f"{stem}.png")
+    panels = {
+        part: {
+            score: (entry["difference"], entry["low"], entry["high"], COLOURS[entry["verdict"]])
+            for score, entry in entries.items()
+        }
+        for part, entries in result["parts"].items()
+    }
+    rows = [score for score in SHOWN if score in result["parts"]["all"]]
+    draw_differences(f"{second} minus {first}, 95 % interval over groups", rows, panels, folder / f"{stem}.png")
     print(f"{table}\nWritten: {folder / stem}.json, .md and .png")
 
 
@@ -107,33 +116,3 @@ def as_table(result: Mapping[str, Any]) -> str:
                 f"{entry['difference']:+.3f}{interval} | {entry['verdict']} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def _draw(result: Mapping[str, Any], file: Path) -> None:
-    """Draw the differences, one panel a part of the cases."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    parts = result["parts"]
-    scores = [score for score in SHOWN if score in parts["all"]]
-    with matplotlib.rc_context({"font.size": 9.0, "font.family": "DejaVu Sans", "text.parse_math": False}):
-        figure = Figure(figsize=(2.4 + 2.3 * len(parts), 1.2 + 0.32 * len(scores)), layout="constrained")
-        panels = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]
-        for axes, (part, entries) in zip(panels, parts.items(), strict=True):
-            for place, score in enumerate(scores):
-                if (entry := entries.get(score)) is None:
-                    continue
-                colour = COLOURS[entry["verdict"]]
-                if entry["low"] is not None:
-                    axes.plot([entry["low"], entry["high"]], [place, place], color=colour, linewidth=2.4)
-                axes.plot([entry["difference"]], [place], "o", color=colour, markersize=5.0)
-            axes.axvline(0.0, color="#1f2430", linewidth=0.8)
-            axes.set(title=part, yticks=range(len(scores)), yticklabels=scores, ylim=(len(scores) - 0.5, -0.5))
-            axes.spines[["top", "right", "left"]].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-            axes.margins(x=0.12)
-            axes.locator_params(axis="x", nbins=4)
-            axes.xaxis.set_major_formatter("{x:+.2g}")
-        figure.suptitle(f"{result['second']} minus {result['first']}, 95 % interval over groups", fontsize=9.5)
-        with written_aside(file) as aside:
-            figure.savefig(aside, dpi=150)

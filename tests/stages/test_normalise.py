@@ -133,7 +133,8 @@ def test_a_killed_run_carries_on_and_ends_with_the_same_bytes(tmp_path: Path, mo
     written = []
 
     def write(file: Path, image: np.ndarray) -> None:
-        if len(written) == 3:
+        # Several threads write: more than three may be done when the next one looks.
+        if len(written) >= 3:
             raise KeyboardInterrupt
         write_png(file, image)
         written.append(file)
