@@ -60,6 +60,11 @@ $(error make restorer: expected METHOD=<one of $(RESTORERS)> (configs/restorers/
   $(filter file,$(origin METHOD)),none,METHOD=$(METHOD)))
 endif
 endif
+ifneq ($(filter compare,$(MAKECMDGOALS)),)
+ifeq ($(and $(A),$(B)),)
+$(error make compare: expected A=<run> B=<run>, each with reports/<run>/per_case.csv, found A=$(A) B=$(B))
+endif
+endif
 
 normaliser: $(READY)  ## a stain normaliser, trained where it is learned, applied to CONFIG's images (METHOD=macenko)
 ifneq ($(filter $(NORMALISERS),$(NORMALISER)),)

@@ -6,16 +6,19 @@ Reads reports/<run>/per_case.csv of both; writes reports/compare/<first>--<secon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import platform
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.records.files import write_json, write_text
 from pipeline.reporting.differences import draw_differences
 
-SHOWN = ("dice", "ap", "f1_70", "recall_70", "pq", "f1_70_pooled", "recall_70_pooled", "precision_70_pooled")
-"""Scores of the table, where both runs have them."""
-COLOURS = {"more": "#2f6f9f", "less": "#c2553a", "not shown": "#6b7280", "too few groups": "#9aa0a6"}
+SHOWN = ("dice", "iou", "ap", "f1_70", "recall_70", "pq", "f1_70_pooled", "recall_70_pooled", "precision_70_pooled")
+"""Scores of the table, where both runs have them; of all of them more is better."""
+COLOURS = {"better": "#2f6f9f", "worse": "#c2553a", "no difference shown": "#6b7280", "too few groups": "#9aa0a6"}
 
 
 def compare(first: str, second: str, pools: Sequence[str] = (), root: Path = Path(), resamples: int = 10_000) -> None:
@@ -24,10 +27,19 @@ def compare(first: str, second: str, pools: Sequence[str] = (), root: Path = Pat
     first, second: runs with reports/<run>/per_case.csv (of a cross-validation cv/<run>); pools: "name=stratum,stratum",
     strata that are also judged together. Raises ValueError naming all that keeps them from being compared.
     """
-    named = dict(_pool(pool) for pool in pools)
-    tables = [_scores(root, run) for run in (first, second)]
-    result = differences(tables[0], tables[1], named, resamples)
-    result = {"first": first, "second": second} | result
+    problems: list[str] = []
+    named = dict(_pools(pools, problems))
+    tables = [_scores(root, run, problems) for run in (first, second)]
+    if problems:
+        raise ValueError("\n".join(problems))
+    try:
+        found = differences(tables[0], tables[1], named, resamples)
+    except ValueError as error:
+        raise ValueError(f"{second} against {first}: {error}") from error
+    words = [word for pool in pools for word in ("--pool", pool)]
+    command = shlex.join(["python", "-m", "pipeline", "compare", first, second, *words])
+    made = {"command": command, "stainseg": __version__, "python": platform.python_version()}
+    result = {"first": first, "second": second} | found | {"made": made}
     folder = root / "reports" / "compare"
     stem = f"{first}--{second}".replace("/", "-")
     table = as_table(result)
@@ -41,78 +53,130 @@ def compare(first: str, second: str, pools: Sequence[str] = (), root: Path = Pat
         for part, entries in result["parts"].items()
     }
     rows = [score for score in SHOWN if score in result["parts"]["all"]]
-    draw_differences(f"{second} minus {first}, 95 % interval over groups", rows, panels, folder / f"{stem}.png")
+    title = f"{second} minus {first}, 95 % interval over groups; blue better, red worse, grey neither"
+    draw_differences(title, rows, panels, folder / f"{stem}.png")
     print(f"{table}\nWritten: {folder / stem}.json, .md and .png")
 
 
-def _pool(pool: str) -> tuple[str, list[str]]:
-    name, equals, strata = pool.partition("=")
-    if not (name and equals and strata):
-        raise ValueError(f"--pool: expected name=stratum,stratum, found {pool!r}")
-    return name, strata.split(",")
+def _pools(pools: Sequence[str], problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+    parted = [pool.partition("=") for pool in pools]
+    names = [name for name, _, _ in parted]
+    for pool, (name, _, strata) in zip(pools, parted, strict=True):
+        if not (name and strata):
+            problems.append(f"--pool: expected name=stratum,stratum, found {pool!r}")
+        elif names.count(name) > 1:
+            problems.append(f"--pool: expected a name of its own for each, found {name!r} again in {pool!r}")
+        else:
+            yield name, strata.split(",")
 
 
-def _scores(root: Path, run: str) -> Any:
+def _scores(root: Path, run: str, problems: list[str]) -> Any:
+    """Return per_case.csv of a run; None, and a problem more, where there is none of masks."""
     import pandas as pd
 
     file = root / "reports" / run / "per_case.csv"
     if not file.exists():
-        raise ValueError(f"{file}: expected the scores of the run {run}, found nothing; run `make evaluate` for it")
+        problems.append(
+            f"{file}: expected the scores of the run {run}, found nothing; run `make evaluate` for it, or `make cv`"
+        )
+        return None
     table = pd.read_csv(file, dtype={"case_id": str, "group": str, "stratum": str})
-    if not {"truth_objects", "dice"} <= {*table.columns}:
-        raise ValueError(f"{file}: expected the scores of masks, found the columns {', '.join(table.columns[:8])}, ...")
-    return table
+    if {"case_id", "truth_objects", "dice"} <= {*table.columns}:
+        return table
+    problems.append(f"{file}: expected the scores of masks, found the columns {', '.join(table.columns[:8])}, ...")
+    return None
 
 
 def differences(first: Any, second: Any, pools: Mapping[str, Sequence[str]], resamples: int = 10_000) -> dict[str, Any]:
     """Compare two per_case tables: all cases, every stratum, and named pools of strata.
 
     Returns cases, groups, and parts: for each part and score what metrics.summary.summarise_differences gives, with a
-    verdict of the second run: more or less (the interval excludes 0), not shown, or too few groups for an interval.
-    Raises ValueError where the cases differ, or a pool names a stratum that is not there.
+    verdict of the second run: better or worse (the interval excludes 0), no difference shown, or too few groups for an
+    interval. Raises ValueError naming all of it where the cases, their truth, their groups or the kinds of score
+    differ, or a pool names a stratum that is not there.
     """
     from pipeline.metrics.summary import summarise_differences
 
+    first, second = (table[table["dice"].notna()].set_index("case_id").sort_index() for table in (first, second))
     strata = sorted(set(first["stratum"].dropna()))
     unknown = sorted({stratum for wanted in pools.values() for stratum in wanted} - {*strata})
+    problems = [*_what_keeps_apart(first, second)]
     if unknown:
-        raise ValueError(f"--pool: expected some of the strata {', '.join(strata)}, found {', '.join(unknown)}")
-    wanted = {**{stratum: [stratum] for stratum in strata}, **pools}
-    parts = {"all": summarise_differences(first, second, resamples)}
-    for name, members in wanted.items():
-        mine, other = (table[table["stratum"].isin(members)] for table in (first, second))
-        if mine["dice"].notna().any():
-            parts[name] = summarise_differences(mine, other, resamples)
+        problems.append(f"--pool: expected some of the strata {', '.join(strata)}, found {', '.join(unknown)}")
+    taken = sorted({*pools} & {"all", *strata})
+    if taken:
+        problems.append(f"--pool: expected names that no stratum has, nor 'all', found {', '.join(taken)}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    parts = {"all": summarise_differences(first.reset_index(), second.reset_index(), resamples)}
+    for name, members in {**{stratum: [stratum] for stratum in strata}, **pools}.items():
+        mine, other = (table[first["stratum"].isin(members)].reset_index() for table in (first, second))
+        parts[name] = summarise_differences(mine, other, resamples)
     for entries in parts.values():
         for entry in entries.values():
             entry["verdict"] = _verdict(entry)
-    cases = int(first["dice"].notna().sum())
-    return {"cases": cases, "groups": parts["all"]["dice"]["groups"], "resamples": resamples, "parts": parts}
+    return {"cases": len(first), "groups": parts["all"]["dice"]["groups"], "resamples": resamples, "parts": parts}
+
+
+def _what_keeps_apart(first: Any, second: Any) -> Iterator[str]:
+    """Say what keeps two tables of scored cases, by case_id, from being paired; nothing where they can be."""
+    kinds = [_kind(table) for table in (first, second)]
+    if kinds[0] != kinds[1]:
+        yield f"expected scores of one kind, found {kinds[0]} and {kinds[1]}"
+    if not len(first) or not first.index.equals(second.index):
+        common = first.index.intersection(second.index)
+        yield (
+            f"expected the same scored cases in both runs, found {len(first)} and {len(second)}, of which "
+            f"{len(common)} are the same; score both on one split"
+        )
+        return
+    # Labels that were read in anew under the same names would pass for a difference of the runs.
+    truths, belongings = (
+        [table.assign(pixels=table["tp"] + table["fn"])[names].fillna(missing).to_numpy() for table in (first, second)]
+        for names, missing in ((["height", "width", "truth_objects", "pixels"], -1), (["group", "stratum"], ""))
+    )
+    for what, (mine, other) in (("truth", truths), ("group and stratum", belongings)):
+        unlike = first.index[(mine != other).any(axis=1)]
+        if len(unlike):
+            yield (
+                f"expected the same {what} of every case in both runs, found another of {len(unlike)} "
+                f"({', '.join(unlike[:3])}{', ...' if len(unlike) > 3 else ''}); run `make evaluate` for both again"
+            )
+
+
+def _kind(table: Any) -> str:
+    if table["truth_objects"].notna().any():
+        return "objects"
+    classes = sum(name.startswith("dice_class_") for name in table.columns)
+    return f"{classes} classes" if classes else "foreground"
 
 
 def _verdict(entry: Mapping[str, Any]) -> str:
     if entry["low"] is None:
         return "too few groups"
     if entry["low"] > 0:
-        return "more"
-    return "less" if entry["high"] < 0 else "not shown"
+        return "better"
+    return "worse" if entry["high"] < 0 else "no difference shown"
 
 
 def as_table(result: Mapping[str, Any]) -> str:
-    """Lay the differences out as Markdown."""
+    """Lay the differences out as Markdown, with what made them below."""
+    first, second, made = result["first"], result["second"], result["made"]
     lines = [
-        f"{result['second']} against {result['first']}: {result['cases']} images in {result['groups']} groups. One run "
-        "each: what another seed would have given is not in the intervals.",
+        f"{second} against {first}: {result['cases']} images in {result['groups']} groups. One run each: what another "
+        "seed would have given is not in the intervals. Of twenty of them about one excludes 0 by chance.",
         "",
-        f"| images | score | {result['first']} | {result['second']} | difference (95 %) | shown? |",
-        "|---|---|---|---|---|---|",
+        f"| images | score | {first} | {second} | difference (95 %) | groups better, worse, all | {second} is |",
+        "|---|---|---|---|---|---|---|",
     ]
     for part, entries in result["parts"].items():
         for score in (score for score in SHOWN if score in entries):
             entry = entries[score]
             interval = "" if entry["low"] is None else f" ({entry['low']:+.3f} to {entry['high']:+.3f})"
             lines.append(
-                f"| {part} | {score} | {entry['first']:.3f} | {entry['second']:.3f} | "
-                f"{entry['difference']:+.3f}{interval} | {entry['verdict']} |"
+                f"| {part} ({entry['cases']}) | {score} | {entry['first']:.3f} | {entry['second']:.3f} | "
+                f"{entry['difference']:+.3f}{interval} | "
+                f"{entry['better_groups']}, {entry['worse_groups']}, {entry['groups']} | {entry['verdict']} |"
             )
+    lines += ["", f"Made by `{made['command']}`: stainseg {made['stainseg']}, Python {made['python']}."]
     return "\n".join(lines) + "\n"

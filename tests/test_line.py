@@ -126,6 +126,13 @@ def test_metrics_stand_at_their_places_and_follow_from_the_table(root: Path) -> 
     assert metrics["test"]["dice"]["low"] is None
     assert metrics["unscored"] == 16
     assert metrics["cases"] == len(rows) == 28
+    chosen = json.loads((root / "data/train/tiny/thresholds.json").read_text())["chosen_on"]
+    score, test = chosen["score"], metrics["test"]["ap"]["mean"]
+    assert metrics["validation"] == {"metric": "ap", "score": score, "test": test, "gap": round(score - test, 6)}
+    bins = metrics["calibration"]["bins"]
+    assert sum(one["pixels"] for one in bins) == sum(int(row["height"]) * int(row["width"]) for row in rows)
+    seen = sum(one["pixels"] * one["seen"] for one in bins)
+    assert seen == pytest.approx(sum(int(row["tp"]) + int(row["fn"]) for row in rows), abs=1)
 
 
 def test_the_submission_scores_by_the_competitions_metric(root: Path, sample_folder: Path) -> None:
@@ -254,5 +261,7 @@ def test_a_folder_of_images_and_class_masks_goes_the_same_way(tmp_path: Path, ta
     metrics = json.loads((tmp_path / "reports/mine/metrics.json").read_text())
     assert metrics["test"]["dice"]["mean"] > 0.9
     assert "ap" not in metrics["test"]
+    assert metrics["validation"]["metric"] == "dice" and abs(metrics["validation"]["gap"]) < 0.1
+    assert metrics["calibration"]["bins"][-1]["seen"] > 0.9
     mask = cv2.imread(str(next((tmp_path / "reports/mine/masks").glob("*.png"))), cv2.IMREAD_UNCHANGED)
     assert set(np.unique(mask)) <= ({0, 1, 2} if target == "classes" else {0, 1})

@@ -44,6 +44,13 @@ def test_a_cross_validation_takes_config_and_settings() -> None:
     assert commands == ["cv -c configs/dsb2018.yaml split.folds=3 seed=3"]
 
 
+def test_two_runs_are_compared_and_one_is_not() -> None:
+    _, commands, _ = made("compare", "A=one", "B=cv/two", "POOL=purple tissue=purple/purple,purple/white")
+    assert commands == ['compare "one" "cv/two" --pool "purple tissue=purple/purple,purple/white"']
+    status, commands, error = made("compare", "A=one")
+    assert status == 2 and not commands and "expected A=<run> B=<run>" in error and "found A=one B=" in error
+
+
 @pytest.mark.parametrize("name", ["denoise", "restorers/denoise"])
 def test_a_restorer_is_trained_and_judged(name: str) -> None:
     _, commands, _ = made("restorer", f"METHOD={name}", "SET=seed=3")

@@ -38,6 +38,7 @@ class Calibration:
         """Return what metrics.json holds: error, brier, and for each bin with pixels what was said and what was seen.
 
         error: the expected calibration error, the distance of said and seen share, averaged over pixels (Guo 2017);
+        unsure: share of the pixels outside the first and the last bin, and error of those alone (None without any);
         brier: the mean squared difference of probability and truth. Empty where nothing was counted.
         """
         pixels = self.pixels_.sum()
@@ -45,9 +46,14 @@ class Calibration:
             return {}
         filled = self.pixels_ > 0
         said, seen = (sums[filled] / self.pixels_[filled] for sums in (self.probability_, self.foreground_))
+        distances, unsure = np.abs(self.probability_ - self.foreground_), self.pixels_[1:-1].sum()
         return {
-            "error": round(float((np.abs(said - seen) * self.pixels_[filled]).sum() / pixels), 6),
+            "error": round(float(distances.sum() / pixels), 6),
             "brier": round(self.squares_ / float(pixels), 6),
+            "unsure": {
+                "share": round(float(unsure / pixels), 6),
+                "error": round(float(distances[1:-1].sum() / unsure), 6) if unsure else None,
+            },
             "bins": [
                 {"said": round(float(one), 6), "seen": round(float(other), 6), "pixels": int(count)}
                 for one, other, count in zip(said, seen, self.pixels_[filled], strict=True)

@@ -81,9 +81,12 @@ METRICS_SCHEMA = {
     "<part>.<metric>.groups, .cases": "groups and cases behind the figure",
     "by_stratum.<stratum>.<metric>": "the same for the cases of one stratum",
     "calibration.error, .brier": "expected calibration error and Brier score of the probability of any foreground",
-    "calibration.bins": "of the pixels in each tenth of probability: mean probability said, share of foreground seen",
-    "validation.score, .test, .gap": "the score that thresholds were tuned for on validation cases, the same score of "
-    "the test part, and by how much that falls short",
+    "calibration.unsure.share, .error": "share of the pixels that were given 0.1 to 0.9, and the calibration error of "
+    "those alone: that of all is small where most pixels are plain background; null without any",
+    "calibration.bins": "of the pixels in each tenth of probability that has some: mean probability said, share of "
+    "foreground seen, and how many they are; ignored pixels count for nothing",
+    "validation.metric, .score, .test, .gap": "the score that weights and thresholds were chosen by (ap of objects, "
+    "else dice), on the cases that they were chosen on, on the test part, and by how much that falls short",
     **{f"<metric> {name}": SCORE_COLUMNS[name] for name in _MEANS},
     "<metric> dice_class_<k>": "Dice of class k, mean over the cases where it is in truth or prediction",
     "<metric> dice_pooled, iou_pooled": "from the pixels of all cases together; several classes: mean over classes",
@@ -199,10 +202,17 @@ class _Statistic:
 
     def value(self, weights: np.ndarray) -> np.ndarray:
         """(resamples,) values where each row counts weights (resamples, rows) times."""
-        parts, wholes, present = weights @ self.parts, weights @ self.wholes, weights @ self.present > 0
-        ratios = np.divide(parts, wholes, out=np.zeros(parts.shape), where=wholes > 0)
-        columns = present.sum(axis=1)
-        return np.divide(ratios.sum(axis=1), columns, out=np.ones(len(weights)), where=columns > 0)
+        return _ratios(weights @ self.parts, weights @ self.wholes, weights @ self.present > 0)
+
+    def of_each(self) -> np.ndarray:
+        """(rows,) values of every row alone."""
+        return _ratios(self.parts, self.wholes, self.present > 0)
+
+
+def _ratios(parts: np.ndarray, wholes: np.ndarray, present: np.ndarray) -> np.ndarray:
+    ratios = np.divide(parts, wholes, out=np.zeros(parts.shape), where=wholes > 0)
+    columns = present.sum(axis=1)
+    return np.divide(ratios.sum(axis=1), columns, out=np.ones(len(parts)), where=columns > 0)
 
 
 def summarise(per_case: DataFrame, part: str, resamples: int = 2000, seed: int = 1412) -> dict[str, Any]:
@@ -280,7 +290,8 @@ def summarise_differences(
 
     first, second: tables of per_case_table with the same cases. Returns for each metric first, second and difference
     (second - first; of pooled metrics that of the ratios), low and high of the difference (95 %, the same whole groups
-    drawn with replacement for both; None below MINIMUM_GROUPS) and groups.
+    drawn with replacement for both; None below MINIMUM_GROUPS), groups and cases, and better_groups and worse_groups:
+    those that the second run scores higher, or lower, taken each alone.
     Raises ValueError where the cases are not the same, or not scored in both.
     """
     tables = [table[table["dice"].notna()].sort_values("case_id").reset_index(drop=True) for table in (first, second)]
@@ -305,9 +316,12 @@ def summarise_differences(
         if count >= MINIMUM_GROUPS:
             drawn = _resample(grouped, count, resamples, seed)
             low, high = np.percentile(drawn["1"] - drawn["0"], (2.5, 97.5))
+        # Scores have six decimals: what is smaller is the order in which a group's cases were added up.
+        by_group = (grouped["1"].of_each() - grouped["0"].of_each()).round(9)
         content[name] = {
             "first": _rounded(values[0]), "second": _rounded(values[1]), "difference": _rounded(values[1] - values[0]),
-            "low": _rounded(low), "high": _rounded(high), "groups": count,
+            "low": _rounded(low), "high": _rounded(high), "groups": count, "cases": int(pair[0].cases.sum()),
+            "better_groups": int((by_group > 0).sum()), "worse_groups": int((by_group < 0).sum()),
         }  # fmt: skip
     return content
 

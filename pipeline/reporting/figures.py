@@ -96,9 +96,8 @@ def draw_curves(
     best: float | None,
     description: str,
     name: str,
-    label: str = "step",
 ) -> str:
-    """Draw one or two curves over optimiser steps (or what label names), the best marked. Returns an inline <svg>."""
+    """Draw one or two curves over optimiser steps, the best step marked. Returns an inline <svg>."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -107,19 +106,41 @@ def draw_curves(
         axes = figure.subplots()
         if best is not None:
             axes.axvline(best, color=QUIET, linewidth=0.9, linestyle=(0, (2, 2)))
-        for (curve, values), colour, dashes in zip(
+        for (label, values), colour, dashes in zip(
             curves.items(), (ACCENT, SECOND), ("-", (0, (4, 1.5))), strict=False
         ):
             axes.plot(
-                steps, values, color=colour, linestyle=dashes, label=curve, marker="o" if len(values) < 3 else None
+                steps, values, color=colour, linestyle=dashes, label=label, marker="o" if len(values) < 3 else None
             )
-        axes.set(title=title, xlabel=label)
+        axes.set(title=title, xlabel="step")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.margins(x=0.02)
         _plain_ticks(axes)
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+        return _inline(figure, name, description)
+
+
+def draw_reliability(said: Sequence[float], seen: Sequence[float], description: str, name: str) -> str:
+    """Draw the share of foreground seen over the mean probability said, one dot a bin, beside what was said itself.
+
+    said, seen: in [0, 1], in the order of said. Returns an inline <svg>.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0.0, 1.0], [0.0, 1.0], color=SECOND, linestyle=(0, (4, 1.5)), label="as said")
+        axes.plot(said, seen, color=ACCENT, marker="o", markersize=4.5, markeredgewidth=0, label="seen")
+        ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+        axes.set(xlabel="probability said", ylabel="share of foreground seen", xticks=ticks, yticks=ticks)
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        axes.grid()
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False, fontsize=8.5, loc="upper left")
         return _inline(figure, name, description)
 
 

@@ -94,7 +94,7 @@ def build_page(paths: Paths, config: Config) -> str:
         strata=_strata(sources),
         strata_figures=inline(_strata_figures(sources, part, score)),
         curves=inline(draw_history(sources.history, PANELS)),
-        calibration=inline(_draw_calibration(sources.metrics)),
+        reliability=inline(_draw_reliability(sources.metrics)),
         pictures=pictures,
         legend=_legend(pictures, score == "ap"),
         table=sorted(
@@ -105,18 +105,16 @@ def build_page(paths: Paths, config: Config) -> str:
     )
 
 
-def _draw_calibration(metrics: dict[str, Any]) -> list[str]:
+def _draw_reliability(metrics: dict[str, Any]) -> list[str]:
     """Draw what share of the pixels is foreground over what the network said; nothing where it was not measured."""
     bins = metrics.get("calibration", {}).get("bins", [])
     if not bins:
         return []
-    from pipeline.reporting.figures import draw_curves
+    from pipeline.reporting.figures import draw_reliability
 
     said, seen = ([one[key] for one in bins] for key in ("said", "seen"))
-    ends = ", ".join(f"{one:.2f} said, {other:.2f} seen" for one, other in zip(said, seen, strict=True))
-    title, label = "Calibration", "probability said"
-    curves = {"share seen": seen, "as said": said}
-    return [draw_curves(title, said, curves, None, f"Share of foreground by probability: {ends}", "calibration", label)]
+    told = ", ".join(f"{one:.2f} said, {other:.2f} seen" for one, other in zip(said, seen, strict=True))
+    return [draw_reliability(said, seen, f"Share of foreground by probability: {told}", "reliability")]
 
 
 def _mean(scores: dict[str, Any], name: str) -> float | None:

@@ -89,23 +89,26 @@ def run(config: Config, paths: Paths) -> list[str]:
         "excluded": _excluded(paths.findings),
         **unchecked,
     }
-    metrics["validation"] = _gap(chosen, metrics[PART]["ap" if trained.outputs.has_objects else "dice"]["mean"])
+    metrics["validation"] = _gap(chosen, metrics[PART], "ap" if trained.outputs.has_objects else "dice")
     write_json(paths.reports / "metrics.json", metrics)
     return [*_table(metrics), _trust(metrics), *_noted(unchecked)]
 
 
-def _gap(chosen: dict[str, Any], test: float) -> dict[str, float | None]:
-    """Set the score that thresholds were tuned for beside the same score of the test part."""
-    score = chosen["chosen_on"].get("score")
-    return {"score": score, "test": test, "gap": None if score is None else round(score - test, 6)}
+def _gap(chosen: dict[str, Any], scores: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Set the score that the run was chosen by beside the same score of the test part."""
+    score, test = chosen["chosen_on"].get("score"), scores[metric]["mean"]
+    return {"metric": metric, "score": score, "test": test, "gap": None if score is None else round(score - test, 6)}
 
 
 def _trust(metrics: dict[str, Any]) -> str:
     validation, calibration = metrics["validation"], metrics["calibration"]
     tuned = "-" if validation["score"] is None else f"{validation['score']:.3f}"
-    told = f"validation {tuned} (thresholds were tuned there), test {validation['test']:.3f}"
+    told = f"{validation['metric']}: validation {tuned} (thresholds were tuned there), test {validation['test']:.3f}"
     if calibration:
-        told += f"; calibration error {calibration['error']:.3f}, Brier {calibration['brier']:.3f}"
+        told += f"; calibration error {calibration['error']:.3f}"
+        if (unsure := calibration["unsure"])["error"] is not None:
+            told += f" ({unsure['error']:.3f} of the {100 * unsure['share']:.1f} % given 0.1 to 0.9)"
+        told += f", Brier {calibration['brier']:.3f}"
     return told
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from pipeline.reporting.figures import COLOURS, DOTS, MOST_POINTS, VARIABLES, draw_curves, draw_map, draw_strata
+from pipeline.reporting.figures import (
+    COLOURS,
+    DOTS,
+    MOST_POINTS,
+    VARIABLES,
+    draw_curves,
+    draw_map,
+    draw_reliability,
+    draw_strata,
+)
 
 ROWS = [("all", [0.1, 0.5, 0.9], {"mean": 0.5, "low": 0.2, "high": 0.8}), ("<pink & 'grey'>", [0.4], {"mean": 0.4})]
 
@@ -69,6 +78,13 @@ def test_of_many_cases_some_are_drawn() -> None:
 
 def test_one_validation_is_a_point() -> None:
     assert "<use" in draw_curves("Loss", [5], {"loss": [0.5]}, None, "", "one")
+
+
+def test_probabilities_have_a_dot_for_each_bin_on_the_scale_of_shares() -> None:
+    drawn = draw_reliability([0.1, 0.5, 0.9], [0.2, 0.4, 0.6], "three bins", "kept")
+    ticks = draw_reliability([0.5], [0.5], "one bin", "kept").count("<use") - 1
+    assert drawn.count("<use") - ticks == 3
+    assert {">0.00<", ">0.25<", ">1.00<"} <= set(re.findall(r">[\d.]+<", drawn))
 
 
 def test_a_map_gives_each_name_a_colour_and_bounds_its_points() -> None:

@@ -187,6 +187,35 @@ def test_semantic_labels_are_ranked_by_dice(tmp_path: Path, write_run: Any, asse
     assert "confused" not in page.text and "left out of every score" not in page.text
 
 
+@pytest.mark.parametrize(("kind", "metric", "title"), [("instance", "ap", "AP"), ("semantic", "dice", "Dice")])
+def test_the_gap_to_validation_and_the_probabilities_are_shown(
+    tmp_path: Path, write_run: Any, assert_sound: ReadPage, kind: str, metric: str, title: str
+) -> None:
+    paths, config = write_run(tmp_path, kind=kind)
+    without = assert_sound(build_page(paths, config))
+    assert "From validation to test" not in without.text and "keep their word" not in without.text
+    metrics = json.loads((paths.reports / "metrics.json").read_text())
+    test = metrics["test"][metric]
+    bins = [{"said": said, "seen": seen, "pixels": 50} for said, seen in ((0.04, 0.0), (0.55, 0.25), (0.97, 0.75))]
+    metrics["validation"] = {"metric": metric, "score": test["mean"] + 0.1, "test": test["mean"], "gap": 0.1}
+    metrics["calibration"] = {"error": 0.187, "brier": 0.2, "unsure": {"share": 0.333, "error": 0.3}, "bins": bins}
+    write_json(paths.reports / "metrics.json", metrics)
+    page = assert_sound(build_page(paths, config))
+    assert f"{title}, validation {test['mean'] + 0.1:.3f} {title}, test {test['mean']:.3f}" in page.text
+    assert (
+        "difference -0.100 Weights and thresholds were chosen by the first score, on the validation part" in page.text
+    )
+    assert "error 0.187, but 0.300 of the 33.3 % of pixels given 0.1 to 0.9; Brier score 0.200." in page.text
+    told = "Share of foreground by probability: 0.04 said, 0.00 seen, 0.55 said, 0.25 seen, 0.97 said, 0.75 seen"
+    assert told in page.values("aria-label")
+    # An ensemble was not tuned on the validation part alone; nor was anything measured where no pixel counted.
+    write_text(paths.train / "config.yaml", "train: {members: [one, two]}\n")
+    write_json(paths.reports / "metrics.json", metrics | {"calibration": {}})
+    page = assert_sound(build_page(paths, config))
+    assert f"{title}, where it was tuned" in page.text and "by the members that did not train on it" in page.text
+    assert "keep their word" not in page.text
+
+
 def test_cases_without_stratum_and_without_score(tmp_path: Path, write_run: Any, assert_sound: ReadPage) -> None:
     paths, config = write_run(tmp_path, strata=("",))
     file = paths.reports / "per_case.csv"
