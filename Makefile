@@ -83,8 +83,8 @@ cv: $(READY)  ## cross-validation: one run a fold, every image scored by the run
 compare: $(READY)  ## two runs on the same cases: paired differences with intervals (A=<run> B=<run> POOL="name=stratum,stratum")
 	@$(RUN) compare "$(A)" "$(B)" $(if $(POOL),--pool "$(POOL)")
 
-ablation: $(READY)  ## does a normaliser help? one segmenter without and with each (STUDY=sample)
-	@$(RUN) ablation $(STUDY)
+ablation: $(READY)  ## does it help? one segmenter without and with each remedy (STUDY=sample FILE=configs/studies/ablation.yaml)
+	@$(RUN) ablation $(STUDY)$(if $(FILE), --file $(FILE))
 
 data: $(READY)  ## a competition's files into data/raw/ (DATASET=dsb2018, FROM=<folder>)
 	@$(RUN) data $(DATASET) $(if $(FROM),--from "$(FROM)")

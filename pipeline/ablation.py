@@ -33,8 +33,9 @@ from pipeline.stages import run as run_stage
 SCORES = ("dice", "ap", "f1_70")
 """Columns of per_case.csv that are compared, where they hold numbers."""
 RESAMPLES = 10_000
-NORMALISER = "{normaliser}"
-"""What stands in an arm's settings for the run of the study's learned normaliser."""
+NORMALISER, FIRST = "{normaliser}", "{first}"
+"""What stands in an arm's settings for the run of the study's learned normaliser, and for that of the first arm with
+the same seed: "train={members: ['{first}']}" takes its weights and predicts otherwise."""
 SAME_IN_ALL_ARMS = ("dataset", "ingest", "split", "seed")
 """Settings that decide which images are tested on: arms that differ in them cannot be paired."""
 TOO_FEW = "too few groups"
@@ -62,7 +63,8 @@ class Ablation(Settings):
     """One training for each; at least two, since a gain counts only above their spread."""
     arms: dict[str, tuple[str, ...]]
     """Settings of each remedy, at least one; the first arm is what the others are compared with. {normaliser} stands
-    for the run of the study's learned normaliser. A space in a name becomes '-' in its folder's."""
+    for the run of the study's learned normaliser, {first} for that of the first arm with the same seed. A space in a
+    name becomes '-' in its folder's."""
     studies: dict[str, Study] = Field(min_length=1)
     """Where they are compared."""
 
@@ -157,9 +159,13 @@ def _run_of_normaliser(study: str) -> str:
 
 def _config_of_arm(ablation: Ablation, name: str, arm: str, seed: int, root: Path) -> Config:
     study = ablation.studies[name]
-    overrides = [setting.replace(NORMALISER, _run_of_normaliser(name)) for setting in ablation.arms[arm]]
-    run = f"ablation/{name}/{_folder(arm)}/seed-{seed}"
-    return load_config(root / study.config, [*study.settings, *overrides, f"train.seed={seed}", f"run={run}"])
+    run, first = (f"ablation/{name}/{_folder(one)}/seed-{seed}" for one in (arm, next(iter(ablation.arms))))
+    own = [
+        setting.replace(NORMALISER, _run_of_normaliser(name)).replace(FIRST, first) for setting in ablation.arms[arm]
+    ]
+    # Members have trained already, with this seed.
+    seeded = [] if any(FIRST in setting for setting in ablation.arms[arm]) else [f"train.seed={seed}"]
+    return load_config(root / study.config, [*study.settings, *own, *seeded, f"run={run}"])
 
 
 def run_ablation(file: Path, studies: Sequence[str] = (), root: Path = Path()) -> None:
@@ -245,20 +251,25 @@ def _config_of_normaliser(ablation: Ablation, name: str, root: Path) -> Config:
 
 def _made_by(ablation: Ablation, name: str, configs: dict[str, list[Config]], root: Path) -> dict[str, Any]:
     """Return the software's versions, and seed, steps and seconds of each training, also of a learned normaliser's."""
-    trainings = {arm: [_training(config, root) for config in trained] for arm, trained in configs.items()}
+    trainings = {
+        arm: [_training(config, seed, root) for config, seed in zip(trained, ablation.seeds, strict=True)]
+        for arm, trained in configs.items()
+    }
     made: dict[str, Any] = {"stainseg": __version__, "python": platform.python_version(), "trainings": trainings}
     if any(_applies_learned(ablation, arm) for arm in ablation.arms):
-        made["normaliser"] = _training(_config_of_normaliser(ablation, name, root), root)
+        learned = _config_of_normaliser(ablation, name, root)
+        made["normaliser"] = _training(learned, learned.seed, root)
     return made
 
 
-def _training(config: Config, root: Path) -> dict[str, Any]:
-    """Return seed, steps and seconds of a finished training; seconds of its last go, where it was interrupted."""
+def _training(config: Config, seed: int, root: Path) -> dict[str, Any]:
+    """Return seed, steps (0 of members) and seconds of a training; of its last go, where it was interrupted."""
     folder = Paths.of(config, root).train
     manifest = read_manifest(folder / "stage.json")
+    steps = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["train"]["steps"]
     return {
-        "seed": config.seed if config.train.seed is None else config.train.seed,
-        "steps": yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["train"]["steps"],
+        "seed": seed,
+        "steps": 0 if config.train.members else steps,
         "seconds": manifest.provenance.get("seconds") if manifest else None,
     }
 

@@ -361,7 +361,7 @@ class TrainSettings(Settings):
     """Seed of the training alone, to repeat it on the same split; by default the seed of everything."""
     members: tuple[str, ...] = ()
     """Trained runs (names below data/train/) whose maps are averaged, instead of a network that is trained: the folds
-    of a cross-validation, say, or other settings."""
+    of a cross-validation, say, or other settings. One alone is the same weights with predict.* and thresholds anew."""
     steps: int = Field(default=600, ge=1)
     """Optimiser steps; the schedule ends with them."""
     minutes: float | None = Field(default=None, gt=0.0)
@@ -416,8 +416,8 @@ class TrainSettings(Settings):
                 raise ValueError(
                     f"members are trained runs, each with settings of its own: leave out {', '.join(idle)} beside them"
                 )
-            if len(set(self.members)) < max(len(self.members), 2):
-                raise ValueError(f"members: expected two runs or more, each once, found {', '.join(self.members)}")
+            if len(set(self.members)) < len(self.members):
+                raise ValueError(f"members: expected each run once, found {', '.join(self.members)}")
         if idle:
             raise ValueError(f"task {self.task} has no use for {', '.join(idle)}: leave out, or set train.task")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -19,20 +20,24 @@ class Thresholds:
     """Parameters of the post-processing, all chosen on validation cases.
 
     foreground: probability above which a pixel belongs to an object; seed: interior evidence above which it belongs to
-    an object's core; minimum_size: pixels below which an object is dropped.
+    an object's core; minimum_size: pixels below which an object is dropped; certainty: mean probability of foreground
+    below which it is.
     """
 
     foreground: float = 0.5
     seed: float = 0.5
     minimum_size: int = 0
+    certainty: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
         """Values by name, for thresholds.json."""
         return asdict(self)
 
 
-FOREGROUND_BOUNDS, SEED_BOUNDS = (0.2, 0.8), (0.2, 0.9)
-SIZE_GRID = (0, 8, 16, 24, 32, 48, 64, 96)
+FOREGROUND_BOUNDS, SEED_BOUNDS = (0.2, 0.8), (0.2, 0.98)
+SIZE_GRID, CERTAINTY_GRID = (0, 8, 16, 24, 32, 48, 64, 96), (0.0, 0.7, 0.75, 0.8, 0.85, 0.9)
+DROPS = tuple(itertools.product(SIZE_GRID, CERTAINTY_GRID))
+"""What tuning tries of minimum_size and certainty, together."""
 TRIALS = 50
 """Places that the tuning looks at, about."""
 FLOW_STEPS = 64
@@ -50,7 +55,8 @@ def label_raster(probabilities: np.ndarray, outputs: Outputs, thresholds: Thresh
         return probabilities.argmax(axis=0).astype(np.uint16)
     if not outputs.has_objects:
         return (probabilities[0] > thresholds.foreground).astype(np.uint16)
-    return drop_small(grow_objects(probabilities, outputs.channels, thresholds), thresholds.minimum_size)
+    grown = grow_objects(probabilities, outputs.channels, thresholds)
+    return drop_objects(grown, probabilities[0], thresholds.minimum_size, thresholds.certainty)
 
 
 def grow_objects(probabilities: np.ndarray, channels: Sequence[str], thresholds: Thresholds) -> np.ndarray:
@@ -120,13 +126,16 @@ def _flow_together(foreground: np.ndarray, down: np.ndarray, right: np.ndarray, 
     return watershed(-foreground, markers=objects, mask=inside).astype(np.int32)
 
 
-def drop_small(objects: np.ndarray, minimum_size: int) -> np.ndarray:
-    """Drop objects of fewer pixels and number the rest 1..n in reading order; returns uint16.
+def drop_objects(
+    objects: np.ndarray, foreground: np.ndarray, minimum_size: int = 0, certainty: float = 0.0
+) -> np.ndarray:
+    """Drop objects of fewer pixels or a lower mean of foreground, and number the rest 1..n; returns uint16.
 
-    Raises ValueError where more objects remain than a 16-bit raster holds.
+    objects: (height, width) int32 ids, numbered in the order that is kept; foreground: their probability, the same
+    shape. Raises ValueError where more objects remain than a 16-bit raster holds.
     """
-    sizes = np.bincount(objects.ravel())
-    keep = sizes >= max(minimum_size, 1)
+    sizes, means = _sizes_and_means(objects, foreground)
+    keep = (sizes >= max(minimum_size, 1)) & (means >= certainty)
     keep[0] = False
     if keep.sum() > MAXIMUM_OBJECTS:
         raise ValueError(
@@ -135,6 +144,12 @@ def drop_small(objects: np.ndarray, minimum_size: int) -> np.ndarray:
     ids = np.zeros(len(sizes), np.uint16)
     ids[keep] = np.arange(1, keep.sum() + 1)
     return ids[objects]
+
+
+def _sizes_and_means(objects: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each id from 0 on, and their mean foreground: (largest id + 1,) each."""
+    sizes = np.bincount(objects.ravel())
+    return sizes, np.bincount(objects.ravel(), weights=foreground.ravel()) / np.maximum(sizes, 1)
 
 
 def tune(
@@ -147,23 +162,25 @@ def tune(
 
     probabilities(i), truths(i): map and label of case i, asked for once each; maps are kept as the 16-bit numbers that
     predict writes. The score is the average precision over IoU 0.50 to 0.95 for objects, the Dice otherwise. SciPy's
-    DIRECT (Jones 1993), which draws nothing at random, searches foreground and seed in steps of 0.01; minimum_size is
-    the best of SIZE_GRID at each place. Ties go to what was tried first, from the middle outwards.
+    DIRECT (Jones 1993), which draws nothing at random, searches foreground and seed in steps of 0.01; minimum_size and
+    certainty are the best of SIZE_GRID and CERTAINTY_GRID at each place. Ties go to what was tried first, from the
+    middle outwards, and to dropping less.
     """
     from scipy.optimize import direct
 
     kept = [(to_levels(probabilities(i)), truths(i)) for i in cases]
     if outputs.activation == "softmax":
-        return Thresholds(), float(np.mean(_scores_of_sizes(kept, outputs, Thresholds())))
+        return Thresholds(), float(_scores_of_drops(kept, outputs, Thresholds())[0])
     bounds = [FOREGROUND_BOUNDS, SEED_BOUNDS] if outputs.has_objects else [FOREGROUND_BOUNDS]
     tried: dict[tuple[float, ...], tuple[float, Thresholds]] = {}
 
     def lost(place: np.ndarray) -> float:
         key = tuple(np.round(place, 2).tolist())
         if key not in tried:
-            scores = _scores_of_sizes(kept, outputs, Thresholds(*key))
+            scores = _scores_of_drops(kept, outputs, Thresholds(*key))
             best = int(np.argmax(scores))
-            tried[key] = scores[best], replace(Thresholds(*key), minimum_size=SIZE_GRID[best])
+            size, certainty = DROPS[best]
+            tried[key] = float(scores[best]), replace(Thresholds(*key), minimum_size=size, certainty=certainty)
         return -tried[key][0]
 
     direct(lost, bounds, maxfun=TRIALS, locally_biased=True)
@@ -171,16 +188,20 @@ def tune(
     return thresholds, score
 
 
-def _scores_of_sizes(
+def _scores_of_drops(
     kept: Sequence[tuple[np.ndarray, np.ndarray]], outputs: Outputs, thresholds: Thresholds
-) -> list[float]:
-    """Mean score over cases for each minimum size (of objects), or for none, rounded so that equal ones are equal."""
+) -> np.ndarray:
+    """Mean score over cases for each of DROPS (of objects), or for none, rounded so that equal ones are equal."""
     scores = []
     for levels, truth in kept:
         maps = from_levels(levels)
         if outputs.has_objects:
-            grown = grow_objects(maps, outputs.channels, thresholds)
-            scores.append([average_precision(overlaps(truth, drop_small(grown, size))) for size in SIZE_GRID])
+            grown = drop_objects(grow_objects(maps, outputs.channels, thresholds), maps[0])
+            # Counted once: to drop an object takes its pairs out of the table and leaves the others as they are.
+            found = overlaps(truth, grown)
+            sizes, means = (of_each[found.predicted_ids] for of_each in _sizes_and_means(grown, maps[0]))
+            drops = [(sizes < size) | (means < certainty) for size, certainty in DROPS]
+            scores.append([average_precision(found.without(dropped)) for dropped in drops])
         else:
             scores.append([outputs.score(truth, label_raster(maps, outputs, thresholds))["dice"]])
-    return [float(mean) for mean in np.mean(scores, axis=0).round(6)]
+    return np.mean(scores, axis=0).round(6)

@@ -83,6 +83,28 @@ def written(
 
 def test_the_committed_studies_can_be_used() -> None:
     assert [*read_ablation(ROOT / "configs" / "studies" / "ablation.yaml", ROOT).studies] == ["sample", "dsb2018"]
+    assert [*read_ablation(ROOT / "configs" / "studies" / "prediction.yaml", ROOT).studies] == ["prediction"]
+
+
+def test_an_arm_may_predict_otherwise_with_the_weights_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {"as is": [], "flips": ["train={members: ['{first}']}", "predict.flips=all"]}
+    seen = []
+
+    def run_stage(name: str, config: Config, paths: Paths, *, with_needs: bool) -> None:
+        seen.append((config.run, config.train.seed, config.train.members, config.predict.flips))
+
+    monkeypatch.setattr("pipeline.ablation.run_stage", run_stage)
+    monkeypatch.setattr("pipeline.ablation.read_parts", parts)
+    with pytest.raises(FileNotFoundError):
+        run_ablation(written(tmp_path, [1, 2], arms), root=tmp_path)
+    assert seen[1:] == [
+        ("ablation/made/as-is/seed-1", 1, (), "none"),
+        ("ablation/made/as-is/seed-2", 2, (), "none"),
+        ("ablation/made/flips/seed-1", None, ("ablation/made/as-is/seed-1",), "all"),
+        ("ablation/made/flips/seed-2", None, ("ablation/made/as-is/seed-2",), "all"),
+    ]
 
 
 def test_everything_wrong_is_told_at_once_and_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

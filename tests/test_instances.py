@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.instances import Thresholds, drop_small, grow_objects, label_raster, tune
+from pipeline.instances import Thresholds, drop_objects, grow_objects, label_raster, tune
 from pipeline.outputs import Outputs
 from pipeline.records.case import IGNORED
 from pipeline.targets import channels_of, make_target
@@ -57,12 +57,20 @@ def test_a_speck_without_interior_is_an_object_of_its_own() -> None:
     maps[:, 1:3, 1:3] = 1.0
     found = grow_objects(maps, BOUNDARY.channels, Thresholds())
     assert len(np.unique(found)) == 4
-    assert (drop_small(found, 5) == truth).all()
+    assert (drop_objects(found, maps[0], 5) == truth).all()
 
 
 def test_small_objects_go_and_ids_stay_contiguous() -> None:
     objects = np.array([[7, 7, 7, 0], [3, 0, 9, 9]], np.int32)
-    np.testing.assert_array_equal(drop_small(objects, 2), [[1, 1, 1, 0], [0, 0, 2, 2]])
+    found = drop_objects(objects, np.ones(objects.shape, np.float32), 2)
+    np.testing.assert_array_equal(found, [[1, 1, 1, 0], [0, 0, 2, 2]])
+
+
+def test_doubtful_objects_go() -> None:
+    objects = np.array([[1, 1, 0, 2, 2]], np.int32)
+    foreground = np.array([[0.8, 0.6, 0.1, 0.6, 0.7]], np.float32)
+    np.testing.assert_array_equal(drop_objects(objects, foreground, certainty=0.68), [[1, 1, 0, 0, 0]])
+    assert not drop_objects(objects, foreground, certainty=0.8).any()
 
 
 @given(st.integers(0, 6))
@@ -77,7 +85,7 @@ def test_objects_stay_inside_the_foreground_and_are_numbered(seed: int) -> None:
 
 def test_too_many_objects_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 65,534 objects"):
-        drop_small(np.arange(70_000, dtype=np.int32).reshape(700, 100), 0)
+        drop_objects(np.arange(70_000, dtype=np.int32).reshape(700, 100), np.ones((700, 100)))
 
 
 def test_classes_are_the_most_probable() -> None:
@@ -99,6 +107,31 @@ def test_tuning_drops_specks_that_the_truth_has_not() -> None:
     thresholds, score = tune([maps].__getitem__, [truth].__getitem__, range(1), BOUNDARY)
     assert 10 < thresholds.minimum_size <= 100
     assert score == 1.0
+
+
+def test_tuning_drops_pale_objects_that_the_truth_has_not() -> None:
+    truth, maps = two_touching()
+    truth[truth == 2] = 0
+    maps[0, 5:15, 15:25] = 0.82
+    thresholds, score = tune([maps].__getitem__, [truth].__getitem__, range(1), BOUNDARY)
+    assert score == 1.0
+    # Either way the pale one goes, and the other stays.
+    assert thresholds.certainty in (0.85, 0.9) or thresholds.foreground >= 0.82
+
+
+def test_what_tuning_scores_is_what_the_thresholds_give() -> None:
+    rng = np.random.default_rng(7)
+    truth = np.zeros((60, 60), np.uint16)
+    for identity, (row, column) in enumerate([(5, 5), (5, 30), (30, 8), (32, 34)], 1):
+        truth[row : row + 16, column : column + 15] = identity
+    truth[50:, :] = IGNORED
+    planes, _ = make_target(truth, "boundary")
+    maps = np.clip(cv2.GaussianBlur(planes.transpose(1, 2, 0), (0, 0), 1.5).transpose(2, 0, 1) * 0.95, 0, 1)
+    maps[0, 20:27, 50:58] = maps[0, 52:58, 3:20] = 0.8
+    maps += 0.05 * rng.random(maps.shape).astype(np.float32)
+    maps = np.clip(maps, 0, 1)
+    thresholds, score = tune([maps].__getitem__, [truth].__getitem__, range(1), BOUNDARY)
+    assert BOUNDARY.score(truth, label_raster(maps, BOUNDARY, thresholds))["ap"] == pytest.approx(score, abs=1e-6)
 
 
 def test_ignored_pixels_do_not_count() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -43,6 +43,20 @@ class Overlaps:
     def unions(self) -> np.ndarray:
         """Pixels of both objects together: (pairs,) int64."""
         return self.truth_areas[self.pair_truth] + self.predicted_areas[self.pair_predicted] - self.intersections
+
+    def without(self, dropped: np.ndarray) -> Overlaps:
+        """Return the same with predicted objects taken away: dropped is (predicted objects,) bool."""
+        kept = ~dropped
+        pairs = kept[self.pair_predicted]
+        return Overlaps(
+            self.truth_ids,
+            self.truth_areas,
+            self.predicted_ids[kept],
+            self.predicted_areas[kept],
+            self.pair_truth[pairs],
+            (np.cumsum(kept) - 1)[self.pair_predicted[pairs]],
+            self.intersections[pairs],
+        )
 
     @property
     def both_empty(self) -> bool:
@@ -253,15 +267,23 @@ def _areas(ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def _matched(found: Overlaps, thresholds: Sequence[float]) -> np.ndarray:
     """(pairs, thresholds) bool: IoU strictly greater, in whole numbers so that ties fall on the right side."""
+    above, below = _in_whole_numbers(tuple(thresholds))
+    return found.intersections[:, None] * below > found.unions[:, None] * above
+
+
+@lru_cache(maxsize=16)
+def _in_whole_numbers(thresholds: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Numerators and denominators of IoU thresholds, int64; tuning asks for the same ones thousands of times."""
     wrong = [threshold for threshold in thresholds if not 0.5 <= threshold < 1.0]
     if wrong:
         raise ValueError(
             f"IoU threshold: expected 0.5 and above, below 1, so that matches are one to one, found {wrong}"
         )
     exact = [Fraction(threshold).limit_denominator(10_000) for threshold in thresholds]
-    above = np.array([fraction.numerator for fraction in exact], np.int64)
-    below = np.array([fraction.denominator for fraction in exact], np.int64)
-    return found.intersections[:, None] * below > found.unions[:, None] * above
+    return (
+        np.array([fraction.numerator for fraction in exact], np.int64),
+        np.array([fraction.denominator for fraction in exact], np.int64),
+    )
 
 
 def _detections(found: Overlaps, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
