@@ -9,11 +9,11 @@ FROM    ?=
 PYTHON  ?= python3
 VENV    := .venv
 READY   := $(VENV)/.ready
-RUN     := $(VENV)/bin/python -m pipeline
+PIPELINE := $(VENV)/bin/python -m pipeline
 STAGES  := ingest split normalise augment predict report
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help train evaluate submission submit cv compare normaliser restorer ablation data kaggle-submit bench bench-peers test check lock environment $(STAGES)
+.PHONY: help train evaluate submission submit cv compare transfer normaliser restorer ablation data kaggle-submit bench bench-peers test check lock environment $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,19 +27,19 @@ help:  ## this list
 	@echo '  APPLY="key.path=value"  of make normaliser: settings of the step that applies it; SET are those of its training'
 
 train: $(READY)  ## everything up to a trained model
-	@$(RUN) train -c $(CONFIG) --with-needs $(SET)
+	@$(PIPELINE) train -c $(CONFIG) --with-needs $(SET)
 
 evaluate: $(READY)  ## scores, masks and the report, and all that they need
-	@$(RUN) report -c $(CONFIG) --with-needs $(SET)
+	@$(PIPELINE) report -c $(CONFIG) --with-needs $(SET)
 
 submission: $(READY)  ## the competition's file, and all that it needs
-	@$(RUN) submit -c $(CONFIG) --with-needs $(SET)
+	@$(PIPELINE) submit -c $(CONFIG) --with-needs $(SET)
 
 submit: $(READY)
-	@$(RUN) submit -c $(CONFIG) $(SET)
+	@$(PIPELINE) submit -c $(CONFIG) $(SET)
 
 $(STAGES): $(READY)
-	@$(RUN) $@ -c $(CONFIG) $(SET)
+	@$(PIPELINE) $@ -c $(CONFIG) $(SET)
 
 # A learned method is trained and judged from its own config, then applied to CONFIG's images as a classical one is.
 CLASSICAL   := reinhard macenko vahadane ruifrok
@@ -65,38 +65,46 @@ ifeq ($(and $(A),$(B)),)
 $(error make compare: expected A=<run> B=<run>, each with reports/<run>/per_case.csv, found A=$(A) B=$(B))
 endif
 endif
+ifneq ($(filter transfer,$(MAKECMDGOALS)),)
+ifeq ($(RUN),)
+$(error make transfer: expected RUN=<a trained segmentation below data/train/> and CONFIG=<of the other data set>, found no RUN)
+endif
+endif
 
 normaliser: $(READY)  ## a stain normaliser, trained where it is learned, applied to CONFIG's images (METHOD=macenko)
 ifneq ($(filter $(NORMALISERS),$(NORMALISER)),)
-	@$(RUN) report -c configs/normalisers/$(NORMALISER).yaml --with-needs $(SET)
-	@$(RUN) normalise -c $(CONFIG) --with-needs normalise.method=learned normalise.run=normalisers/$(NORMALISER) $(APPLY)
+	@$(PIPELINE) report -c configs/normalisers/$(NORMALISER).yaml --with-needs $(SET)
+	@$(PIPELINE) normalise -c $(CONFIG) --with-needs normalise.method=learned normalise.run=normalisers/$(NORMALISER) $(APPLY)
 else
-	@$(RUN) normalise -c $(CONFIG) --with-needs normalise.method=$(NORMALISER) $(SET) $(APPLY)
+	@$(PIPELINE) normalise -c $(CONFIG) --with-needs normalise.method=$(NORMALISER) $(SET) $(APPLY)
 endif
 
 restorer: $(READY)  ## a network that takes noise, holes or writing away, trained and judged (METHOD=denoise)
-	@$(RUN) report -c configs/restorers/$(RESTORER).yaml --with-needs $(SET)
+	@$(PIPELINE) report -c configs/restorers/$(RESTORER).yaml --with-needs $(SET)
 
 cv: $(READY)  ## cross-validation: one run a fold, every image scored by the run that never saw it
-	@$(RUN) cv -c $(CONFIG) $(SET)
+	@$(PIPELINE) cv -c $(CONFIG) $(SET)
 
 compare: $(READY)  ## two runs on the same cases: paired differences with intervals (A=<run> B=<run> POOL="name=stratum,stratum")
-	@$(RUN) compare "$(A)" "$(B)" $(if $(POOL),--pool "$(POOL)")
+	@$(PIPELINE) compare "$(A)" "$(B)" $(if $(POOL),--pool "$(POOL)")
+
+transfer: $(READY)  ## a trained run on another data set, without and with each stain normaliser (RUN=dsb2018 CONFIG=configs/nuinsseg_human.yaml)
+	@$(PIPELINE) transfer --run "$(RUN)" -c $(CONFIG) $(if $(METHODS),--methods "$(METHODS)") $(if $(STRATA),--reference-strata "$(STRATA)") $(SET)
 
 ablation: $(READY)  ## does it help? one segmenter without and with each remedy (STUDY=sample FILE=configs/studies/ablation.yaml)
-	@$(RUN) ablation $(STUDY)$(if $(FILE), --file $(FILE))
+	@$(PIPELINE) ablation $(STUDY)$(if $(FILE), --file $(FILE))
 
 data: $(READY)  ## a competition's files into data/raw/ (DATASET=dsb2018, FROM=<folder>)
-	@$(RUN) data $(DATASET) $(if $(FROM),--from "$(FROM)")
+	@$(PIPELINE) data $(DATASET) $(if $(FROM),--from "$(FROM)")
 
 kaggle-submit: $(READY)  ## hand in the submission with Kaggle's client
-	@$(RUN) kaggle-submit -c $(CONFIG) $(SET)
+	@$(PIPELINE) kaggle-submit -c $(CONFIG) $(SET)
 
-bench: $(READY)  ## speed against other libraries, as ratios (SUITE=stains)
-	@$(RUN) bench $(SUITE)
+bench: $(READY)  ## speed against other libraries, as ratios (SUITE=stains, training)
+	@$(PIPELINE) bench $(SUITE)
 
 bench-peers: $(READY)  ## the other libraries that `make bench` races, each in an environment of its own
-	@$(RUN) bench --install-peers
+	@$(PIPELINE) bench --install-peers
 
 test: $(READY)  ## the whole test suite
 	@$(VENV)/bin/python -m pytest

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("dataset", help="sample, dsb2018")
     data.add_argument("--from", dest="source", type=Path, help="take the files from this folder instead of from Kaggle")
     bench = _command(commands, "bench", "measure speed against other libraries, as ratios", _bench)
-    bench.add_argument("suites", nargs="*", metavar="suite", help="stains; all where none is named")
+    bench.add_argument("suites", nargs="*", metavar="suite", help="stains, training; all where none is named")
     bench.add_argument("--install-peers", action="store_true", help="only install the other libraries, each by itself")
     ablation = _command(
         commands, "ablation", "train one segmenter without and with each remedy", _run_ablation,
@@ -117,6 +117,22 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="strata also judged together: --pool 'tissue=purple/purple,purple/white'",
     )
+    transfer = _command(
+        commands, "transfer", "score a run on another data set, without and with each stain normaliser", _transfer,
+        "transfer: score a trained segmentation on another data set, which it never saw, without and with each stain\n"
+        "normaliser, brought to the look of the run's own training images; weights and thresholds are the run's.\n\n"
+        "  python -m pipeline transfer --run dsb2018 -c configs/nuinsseg_human.yaml predict.scales=[0.5]\n\n"
+        "Settings of predict are laid over the run's own, in further rows of the table.\n"
+        "Writes reports/transfer/<run>--<dataset>/: table.md, metrics.json, per_case.csv and cases.png.",
+    )  # fmt: skip
+    transfer.add_argument("--run", required=True, help="a trained segmentation: its name below data/train/")
+    transfer.add_argument("--methods", help="none, reinhard, ..., and runs that change stain; commas between them")
+    transfer.add_argument(
+        "--reference-strata",
+        default="",
+        help="strata of the run's training images to bring others to, commas between them; default all stained ones",
+    )
+    _takes_config(transfer)
     _takes_config(_command(commands, "kaggle-submit", "hand in submission.csv with Kaggle's client", _hand_in))
     return parser
 
@@ -343,6 +359,15 @@ def _compare(options: argparse.Namespace) -> None:
     from pipeline.comparison import compare
 
     compare(options.first, options.second, options.pool)
+
+
+def _transfer(options: argparse.Namespace) -> None:
+    from pipeline.transfer import run_transfer
+
+    _load(options)
+    methods = None if options.methods is None else [name for name in options.methods.split(",") if name]
+    strata = [name for name in options.reference_strata.split(",") if name]
+    run_transfer(options.run, options.config or DEFAULT_CONFIG, options.settings, methods, strata)
 
 
 def _score(options: argparse.Namespace) -> None:

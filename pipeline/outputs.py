@@ -61,9 +61,13 @@ class Outputs:
     @property
     def directions(self) -> tuple[int, int] | None:
         """The channels whose values point down and right, which turn with the image; None where there are none."""
-        pairs = (("down", "right"), ("flow_down", "flow_right"))
-        found = [pair for pair in pairs if {*pair} <= {*self.channels}]
-        return (self.channels.index(found[0][0]), self.channels.index(found[0][1])) if found else None
+        if "down" not in self.channels:
+            return None
+        return self.channels.index("down"), self.channels.index("right")
+
+    def foreground(self, maps: np.ndarray) -> np.ndarray:
+        """Return the probability of any foreground, (height, width), of the (channels, height, width) of a mask."""
+        return 1.0 - maps[0] if self.activation == "softmax" else maps[0]
 
     def score(self, truth: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         """Score one mask, or image, against its truth: the columns of per_case.csv from height on."""
@@ -102,7 +106,7 @@ class Outputs:
             labels = (read_label(paths.ingest / case.label) for case in cases if case.label)
             classes = max(int(label[label != IGNORED].max(initial=0)) for label in labels)
         if target == "auto":
-            target = "boundary" if kinds == {"instance"} else "classes" if classes > 1 else "binary"
+            target = "offsets" if kinds == {"instance"} else "classes" if classes > 1 else "binary"
         if kinds == {"semantic"} and target not in ("binary", "classes"):
             raise ValueError(
                 f"train.target: {target} needs labels with one id an object, found class rasters; "
@@ -110,7 +114,7 @@ class Outputs:
             )
         if kinds == {"instance"} and target == "classes":
             raise ValueError(
-                "train.target: classes needs class rasters, found object ids; take boundary, distance or binary"
+                "train.target: classes needs class rasters, found object ids; take offsets, boundary or binary"
             )
         (kind,) = kinds
         return cls(target, channels_of(target, classes), "softmax" if target == "classes" else "sigmoid", kind)

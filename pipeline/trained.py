@@ -173,6 +173,23 @@ def _home(folder: Path) -> Path:
     return next((parent for parent in folder.parents if parent.parts[-2:] == ("data", "train")), folder.parent)
 
 
+def check_seen(config: Config, cases: Sequence[Case], runs: Sequence[TrainedRun]) -> dict[str, list[str]]:
+    """Refuse test cases that any of the runs learned from, was chosen by, or stands on another run that did.
+
+    Returns what metrics.json says of runs of which that cannot be told: nothing, or the sentences as seen_unchecked.
+    """
+    told = [(run.folder, run.seen_among(cases, config)) for run in runs]
+    if used := [f"{words}, by the run in {folder}" for folder, words in told if words]:
+        raise ValueError(
+            "expected test cases that took no part in training or in choosing thresholds, found "
+            + "; ".join(used)
+            + ". Where the split changed since, run `make train` again; a run that saw these patients elsewhere cannot "
+            "be scored on them. Where groups of two data sets only share their names, rename those of one"
+        )
+    doubts = [f"{run.config.run}: {doubt}" for run in runs if (doubt := run.seen.doubt(config.dataset, cases))]
+    return {"seen_unchecked": doubts} if doubts else {}
+
+
 def named_run(run: str) -> TrainedRun:
     """Open a run as a user names it: its folder, or its name below data/train/."""
     folder = Path(run)

@@ -51,6 +51,13 @@ def test_two_runs_are_compared_and_one_is_not() -> None:
     assert status == 2 and not commands and "expected A=<run> B=<run>" in error and "found A=one B=" in error
 
 
+def test_a_run_is_scored_on_another_data_set() -> None:
+    _, commands, _ = made("transfer", "RUN=a/b", "CONFIG=c.yaml", "METHODS=none,unet", "STRATA=p/w", "SET=seed=3")
+    assert commands == ['transfer --run "a/b" -c c.yaml --methods "none,unet" --reference-strata "p/w" seed=3']
+    status, commands, error = made("transfer")
+    assert status == 2 and not commands and "expected RUN=<a trained segmentation below data/train/>" in error
+
+
 @pytest.mark.parametrize("name", ["denoise", "restorers/denoise"])
 def test_a_restorer_is_trained_and_judged(name: str) -> None:
     _, commands, _ = made("restorer", f"METHOD={name}", "SET=seed=3")

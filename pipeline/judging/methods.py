@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config import ComputeSettings, PredictSettings
 from pipeline.judging.subject import Apply, Method, Subject, segmenter_run
 from pipeline.metrics.normalisers import INPUT
 from pipeline.outputs import to_pixels
@@ -49,22 +50,26 @@ def methods_of(
     methods = [Method(INPUT, "input", lambda _, image: (image, "ok"))]
     for name in subject.beside:
         if name in METHODS:
-            methods.append(_classical(subject, name, reference, wanted, given))
+            methods.append(classical(subject, name, reference, wanted, given))
         else:
             methods.append(Method(name, "run", _application(subject, subject.others[name])))
     return [*methods, Method(subject.config.run, "run", _application(subject, subject.trained))]
 
 
-def _classical(
+def classical(
     subject: Subject, name: str, reference: Sequence[Case], wanted: Callable[[Case], np.ndarray],
     given: Callable[[Case], np.ndarray],
 ) -> Method:  # fmt: skip
+    """Return a classical normaliser, fitted to the reference cases; wanted, given: as of methods_of.
+
+    Raises ValueError where none of them shows stained tissue.
+    """
     settings = subject.config.normalise
     normaliser: StatisticalNormaliser = METHODS[name](settings.maximum_gain, settings.white_point)
     try:
         normaliser.fit(wanted(case) for case in reference)
     except ValueError as error:
-        raise ValueError(f"evaluate.beside: {name} cannot be fitted to the training part's targets: {error}") from error
+        raise ValueError(f"method {name} cannot be fitted to the training part, leave it out: {error}") from error
     assert normaliser.reference_index_ is not None
     shared = _shared(subject, normaliser, given)
 
@@ -126,14 +131,18 @@ def made_by_all(
 
 
 class Segmenter:
-    """A frozen segmenter: its masks before and after a change of stain."""
+    """A frozen segmenter: its masks before and after a change of stain.
 
-    def __init__(self, subject: Subject, trained: TrainedRun) -> None:
+    What the run was trained with is part of it: its own normaliser, its thresholds. settings: of predict, by default
+    the run's own.
+    """
+
+    def __init__(self, trained: TrainedRun, compute: ComputeSettings, settings: PredictSettings | None = None) -> None:
         from pipeline.stains import load
         from pipeline.trained import STAIN
 
         self.trained, self.thresholds = trained, trained.thresholds()
-        self.predict = trained.predictor(trained.config.predict, trained.compute_here(subject.config.compute))
+        self.predict = trained.predictor(settings or trained.config.predict, trained.compute_here(compute))
         stain = trained.folder / STAIN
         self.normaliser = load(stain) if stain.exists() else None
 
@@ -141,22 +150,26 @@ class Segmenter:
     def of(cls, subject: Subject) -> Segmenter | None:
         """Load evaluate.segmenter; None where none is named."""
         trained = segmenter_run(subject.config, subject.paths)
-        return None if trained is None else cls(subject, trained)
+        return None if trained is None else cls(trained, subject.config.compute)
 
-    def _mask(self, image: np.ndarray) -> np.ndarray:
+    def maps(self, image: np.ndarray) -> np.ndarray:
+        """Return (channels, height, width) float32 probabilities for (height, width, 3) uint8 RGB."""
+        return self.predict(self.normaliser.transform(image)[0] if self.normaliser else image)
+
+    def mask(self, maps: np.ndarray) -> np.ndarray:
+        """Return the (height, width) uint16 objects, or classes, of probabilities."""
         from pipeline.instances import label_raster
 
-        seen = self.normaliser.transform(image)[0] if self.normaliser else image
-        return label_raster(self.predict(seen), self.trained.outputs, self.thresholds)
+        return label_raster(maps, self.trained.outputs, self.thresholds)
 
     def __call__(self, before: np.ndarray, after: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         """Return mask_dice of each image after; with objects also objects_before, objects_after, objects_change."""
         from pipeline.metrics.pixel import confusion
 
         rows = []
-        first = self._mask(before)
+        first = self.mask(self.maps(before))
         for image in after:
-            second = self._mask(image)
+            second = self.mask(self.maps(image))
             found = confusion((first > 0).astype(np.uint16), (second > 0).astype(np.uint16))
             row: dict[str, Any] = {"mask_dice": found.dice}
             if self.trained.outputs.has_objects:

@@ -65,11 +65,11 @@ def trace_layers(truth: np.ndarray, prediction: np.ndarray, *, objects: bool, to
     )
 
 
-def draw_outlines(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def draw_outlines(image: np.ndarray, labels: np.ndarray, paint: tuple[int, int, int] = PAINT) -> np.ndarray:
     """Paint the outline of every object into a copy of the image, bright inside its edge and dark outside.
 
-    image: (height, width, 3) uint8 RGB; labels: (height, width) integer ids, 0 background. Raises ValueError where the
-    sizes differ.
+    image: (height, width, 3) uint8 RGB; labels: (height, width) integer ids, 0 background; paint: RGB. Raises
+    ValueError where the sizes differ.
     """
     if image.shape[:2] != labels.shape:
         raise ValueError(f"expected labels of the image's size {image.shape[:2]}, found {labels.shape}")
@@ -79,7 +79,7 @@ def draw_outlines(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     painted = image.copy()
     outside = edge & (labels == 0)
     painted[outside] = painted[outside] // 2
-    painted[edge & (labels > 0)] = PAINT
+    painted[edge & (labels > 0)] = paint
     return painted
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     from pipeline.metrics.calibration import Calibration
     from pipeline.metrics.summary import per_case_table, summarise
     from pipeline.records.rasters import read_label, read_probabilities, write_png
-    from pipeline.trained import open_run
+    from pipeline.trained import check_seen, open_run
 
     trained = open_run(paths.train)
     parts = read_parts(paths)
@@ -61,7 +60,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     if trained.outputs.is_class:
         return _score_classes(config, paths, trained, parts, groups)
     chosen, thresholds = trained.chosen(), trained.thresholds()
-    unchecked = _check_seen(config, parts[PART], [trained])
+    unchecked = check_seen(config, parts[PART], [trained])
     rows: list[dict[str, Any]] = []
     calibration = Calibration()
     for case in tqdm(parts[PART] + parts["unlabelled"], desc="evaluate", unit="image", disable=None):
@@ -76,7 +75,7 @@ def run(config: Config, paths: Paths) -> list[str]:
         if case.label is not None:
             truth = read_label(paths.ingest / case.label)
             rows.append(row | trained.outputs.score(truth, mask))
-            calibration.add(1.0 - maps[0] if trained.outputs.activation == "softmax" else maps[0], truth)
+            calibration.add(trained.outputs.foreground(maps), truth)
     table = per_case_table(rows)
     write_text(paths.reports / "per_case.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
     metrics = {
@@ -117,11 +116,12 @@ def _judge(
 ) -> list[str]:
     """Set the images that a run made beside those of other methods."""
     from pipeline.judging import Subject, judge, other_runs, segmenter_run
+    from pipeline.trained import check_seen
 
     subject = Subject(config, paths, trained, parts, groups, other_runs(config, paths))
     segmenter = segmenter_run(config, paths)
     runs = [trained, *subject.others.values(), *([segmenter] if segmenter else [])]
-    unchecked = _check_seen(config, parts[PART], runs)
+    unchecked = check_seen(config, parts[PART], runs)
     judged = judge(subject)
     text = judged.table.to_csv(index=False, lineterminator="\n", float_format="%.6f")
     write_text(paths.reports / "per_case.csv", text)
@@ -141,8 +141,9 @@ def _score_classes(
 ) -> list[str]:
     """Score the classes that a run predicted."""
     from pipeline.metrics.classification import per_case_classes, read_classes, summarise_classes, table_of_classes
+    from pipeline.trained import check_seen
 
-    unchecked = _check_seen(config, parts[PART], [trained])
+    unchecked = check_seen(config, parts[PART], [trained])
     # The patient that a case is known to come from, where the split was told to look past patients.
     units = {
         case.case_id: case.group or groups.get(case.case_id) or case.case_id for part in parts.values() for case in part
@@ -161,23 +162,6 @@ def _score_classes(
     }
     write_json(paths.reports / "metrics.json", metrics)
     return [*table_of_classes(metrics), *_noted(unchecked)]
-
-
-def _check_seen(config: Config, cases: list[Case], runs: Sequence[TrainedRun]) -> dict[str, list[str]]:
-    """Refuse test cases that any of the runs learned from, was chosen by, or stands on another run that did.
-
-    Returns what metrics.json says of runs of which that cannot be told: nothing, or the sentences as seen_unchecked.
-    """
-    told = [(run.folder, run.seen_among(cases, config)) for run in runs]
-    if used := [f"{words}, by the run in {folder}" for folder, words in told if words]:
-        raise ValueError(
-            "expected test cases that took no part in training or in choosing thresholds, found "
-            + "; ".join(used)
-            + ". Where the split changed since, run `make train` again; a run that saw these patients elsewhere cannot "
-            "be scored on them. Where groups of two data sets only share their names, rename those of one"
-        )
-    doubts = [f"{run.config.run}: {doubt}" for run in runs if (doubt := run.seen.doubt(config.dataset, cases))]
-    return {"seen_unchecked": doubts} if doubts else {}
 
 
 def _noted(unchecked: dict[str, list[str]]) -> list[str]:
