@@ -338,12 +338,10 @@ class TrainSettings(Settings):
     task: Literal["segmentation", "reconstruction", "translation", "classification"] = "segmentation"
     """What is learned: masks; images (autoencoders and U-Nets as stain normalisers or restorers); images against a
     discriminator (Pix2Pix); one class an image, by the encoder of train.network (not of monai:*) and a linear head."""
-    target: Literal["auto", "binary", "classes", "boundary", "distance", "boundary_distance", "offsets", "flows"] = (
-        "auto"
-    )
-    """Output channels: foreground; one a class; foreground with object boundaries and/or distance to the edge, with
-    offsets from the object's centre, or with the way to it.
-    auto takes boundary for instance labels, binary for one class, classes for several."""
+    target: Literal["auto", "binary", "classes", "boundary", "boundary_distance", "offsets"] = "auto"
+    """Output channels: foreground; one a class; foreground with object boundaries, with these and the distance to the
+    edge, or with offsets from the object's centre.
+    auto takes offsets for instance labels, binary for one class, classes for several."""
     network: NetworkSettings = NetworkSettings()
     """The network."""
     loss: LossSettings = LossSettings()

@@ -40,16 +40,13 @@ DROPS = tuple(itertools.product(SIZE_GRID, CERTAINTY_GRID))
 """What tuning tries of minimum_size and certainty, together."""
 TRIALS = 50
 """Places that the tuning looks at, about."""
-FLOW_STEPS = 64
-"""Pixels that a pixel flows, at most: the radius of a large object."""
 
 
 def label_raster(probabilities: np.ndarray, outputs: Outputs, thresholds: Thresholds) -> np.ndarray:
     """Turn (channels, height, width) probabilities into (height, width) uint16: object ids, or class ids.
 
     softmax: the most probable class. sigmoid with boundary, distance or offsets: objects grown by watershed from their
-    cores. sigmoid with flows: objects are what flows together. sigmoid with foreground alone: 1 where the probability
-    is above the threshold.
+    cores. sigmoid with foreground alone: 1 where the probability is above the threshold.
     """
     if outputs.activation == "softmax":
         return probabilities.argmax(axis=0).astype(np.uint16)
@@ -68,8 +65,6 @@ def grow_objects(probabilities: np.ndarray, channels: Sequence[str], thresholds:
 
     named = dict(zip(channels, probabilities, strict=True))
     foreground = named["foreground"]
-    if "flow_down" in named:
-        return _flow_together(foreground, named["flow_down"], named["flow_right"], thresholds)
     evidence = [foreground * (1.0 - named["boundary"])] if "boundary" in named else []
     evidence += [named["distance"]] if "distance" in named else []
     evidence += [foreground * (1.0 - _jumps(named["down"], named["right"]))] if "down" in named else []
@@ -95,35 +90,6 @@ def _jumps(down: np.ndarray, right: np.ndarray) -> np.ndarray:
     # Sobel's 5 x 5 weights sum to 128 for a rise of 1 a pixel; over about four pixels a trained map falls from 1 to 0.
     falls = [cv2.Sobel(side, cv2.CV_32F, *order, ksize=5) / -128.0 for side, order in ((down, (0, 1)), (right, (1, 0)))]
     return np.clip(4.0 * np.maximum(*falls), 0.0, 1.0)
-
-
-def _flow_together(foreground: np.ndarray, down: np.ndarray, right: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """Let every pixel of the foreground flow, and make one object of those that end together; int32 ids 1..n.
-
-    seed, in tens of pixels that end up on one, is what makes an end; pixels that reach none join their neighbours.
-    """
-    from skimage.segmentation import watershed
-
-    inside = foreground > thresholds.foreground
-    places = np.stack(np.nonzero(inside)).astype(np.float32)
-    ways = [2.0 * np.where(inside, way, 0.5).astype(np.float32) - 1.0 for way in (down, right)]
-    if not places.size:
-        return np.zeros(inside.shape, np.int32)
-    count = places.shape[1]
-    # cv2.remap takes at most 32,767 rows.
-    rows, columns = (np.resize(place, (-(-count // 256), 256)) for place in places)
-    for _ in range(FLOW_STEPS):
-        moves = [cv2.remap(way, columns, rows, cv2.INTER_LINEAR) for way in ways]
-        rows = np.clip(rows + moves[0], 0, inside.shape[0] - 1)
-        columns = np.clip(columns + moves[1], 0, inside.shape[1] - 1)
-    ends = tuple(np.rint(place.ravel()[:count]).astype(int) for place in (rows, columns))
-    arrivals = np.zeros(inside.shape, np.float32)
-    np.add.at(arrivals, ends, 1.0)
-    crowded = cv2.blur(arrivals, (5, 5), borderType=cv2.BORDER_CONSTANT) > 10.0 * thresholds.seed
-    _, meetings = cv2.connectedComponents(crowded.astype(np.uint8), connectivity=8)
-    objects = np.zeros(inside.shape, np.int32)
-    objects[inside] = meetings[ends]
-    return watershed(-foreground, markers=objects, mask=inside).astype(np.int32)
 
 
 def drop_objects(

@@ -19,7 +19,7 @@ Kind = Literal["sigmoid", "softmax"]
 
 SMOOTHING = 1.0
 """Pixels added above and below the fraction of Dice and Tversky, so that a class that is nowhere costs little."""
-VECTORS = ("down", "right", "flow_down", "flow_right")
+VECTORS = ("down", "right")
 """Channels whose target is a quantity in [0, 1] that only objects have."""
 REGRESSED = ("distance", *VECTORS)
 """Channels whose target is a quantity in [0, 1], not a yes or no."""

@@ -14,10 +14,8 @@ from pipeline.records.case import IGNORED
 SIGMOID_CHANNELS: dict[str, tuple[str, ...]] = {
     "binary": ("foreground",),
     "boundary": ("foreground", "boundary"),
-    "distance": ("foreground", "distance"),
     "boundary_distance": ("foreground", "boundary", "distance"),
     "offsets": ("foreground", "down", "right"),
-    "flows": ("foreground", "flow_down", "flow_right"),
 }
 """Output channels of each target whose channels are independent; those of target classes exclude each other."""
 
@@ -49,9 +47,8 @@ def make_target(label: np.ndarray, target: str, classes: int = 1) -> tuple[np.nd
     Returns, for target classes, (1, H, W) int64 class ids, else (C, H, W) float32 in [0, 1], one plane a channel:
     foreground; boundary, an object's outermost pixels (RIM), on both sides where two touch; distance to the object's
     edge, divided by the object's largest; down and right, how far below and right of the object's centre of mass,
-    divided by its largest on that side (the horizontal and vertical maps of HoVer-Net, Graham 2019); flow_down and
-    flow_right, the way from there to the object's innermost pixel, of length 1 (in the place of the simulated diffusion
-    of Cellpose, Stringer 2021); of those four -1 to 1 stands as 0 to 1.
+    divided by its largest on that side (the horizontal and vertical maps of HoVer-Net, Graham 2019); of those two -1 to
+    1 stands as 0 to 1.
     valid: (H, W) bool, False where ignored; there the target is 0.
     Raises ValueError for class ids above classes.
     """
@@ -75,8 +72,6 @@ def make_target(label: np.ndarray, target: str, classes: int = 1) -> tuple[np.nd
         np.maximum.at(largest, ids, distance)
         if "down" in names:
             planes[1:, foreground] = (1 + _offsets(foreground, ids)) / 2
-        if "flow_down" in names:
-            planes[1:, foreground] = (1 + _flows(foreground, ids, distance)) / 2
         if "boundary" in names:
             planes[names.index("boundary")][foreground] = distance <= np.minimum(RIM, largest / 2)[ids]
         if "distance" in names:
@@ -96,23 +91,6 @@ def _offsets(foreground: np.ndarray, ids: np.ndarray) -> np.ndarray:
             np.maximum.at(furthest, ids[away], np.abs(side[away]))
             side[away] /= furthest[ids[away]]
     return places
-
-
-def _flows(foreground: np.ndarray, ids: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Way from each foreground pixel to its object's innermost one: (2, foreground pixels), of length 1 or 0.
-
-    Innermost is where the distance to the edge is largest; of several such pixels their mean.
-    """
-    places = np.stack(np.nonzero(foreground)).astype(np.float32)
-    largest = np.zeros(int(ids.max(initial=0)) + 1, np.float32)
-    np.maximum.at(largest, ids, distance)
-    inner = distance >= largest[ids] - 0.5
-    count = np.maximum(np.bincount(ids[inner], minlength=len(largest)), 1)
-    ways = np.empty_like(places)
-    for way, side in zip(ways, places, strict=True):
-        centre = np.bincount(ids[inner], weights=side[inner], minlength=len(largest)) / count
-        way[:] = centre[ids] - side
-    return ways / np.maximum(np.hypot(*ways), 1.0)
 
 
 def _edge_distance(label: np.ndarray, foreground: np.ndarray) -> np.ndarray:

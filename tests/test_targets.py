@@ -61,7 +61,7 @@ def test_a_small_object_keeps_an_interior() -> None:
 
 
 def test_distance_of_touching_squares() -> None:
-    (_, distance), _ = make_target(two_touching(), "distance")
+    (_, _, distance), _ = make_target(two_touching(), "boundary_distance")
     rise = (np.arange(5) + 0.5) / 4.5
     np.testing.assert_allclose(
         distance[7], np.concatenate([np.zeros(3), rise, rise[3::-1], rise, rise[3::-1], np.zeros(3)])
@@ -71,7 +71,7 @@ def test_distance_of_touching_squares() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_distance_is_that_of_each_object_alone(seed: int) -> None:
     label = discs(seed)
-    (_, distance), _ = make_target(label, "distance")
+    (_, _, distance), _ = make_target(label, "boundary_distance")
     for identity in np.unique(label[label > 0]):
         alone = label == identity
         assert distance[alone].max() == 1.0
@@ -87,25 +87,6 @@ def test_offsets_run_from_one_side_of_an_object_to_the_other() -> None:
     across = (np.arange(9) - 4) / 4
     np.testing.assert_allclose(2 * right[7, 3:21] - 1, [*across, *across], atol=1e-6)
     np.testing.assert_allclose(2 * down[3:12, 7] - 1, across, atol=1e-6)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_flows_lead_to_the_inside_of_their_own_object(seed: int) -> None:
-    label = discs(seed)
-    (_, *flows), _ = make_target(label, "flows")
-    down, right = (2 * flow - 1 for flow in flows)
-    for identity in np.unique(label[label > 0]):
-        rows, columns = np.nonzero(label == identity)
-        length = np.hypot(down[rows, columns], right[rows, columns])
-        assert (length < 1 + 1e-5).all()
-        # Straight ways of length 1 meet in one point, which the sum of squared distances to all lines shows.
-        ways = np.stack([down[rows, columns], right[rows, columns]], 1)[length > 0.99]
-        places = np.stack([rows, columns], 1)[length > 0.99]
-        if len(ways) < 3:
-            continue
-        across = np.eye(2) - ways[:, :, None] * ways[:, None, :]
-        centre = np.linalg.lstsq(across.sum(0), (across @ places[:, :, None]).sum(0), rcond=None)[0]
-        assert np.abs(across @ (places[:, :, None] - centre)).max() < 1e-2
 
 
 def test_an_object_that_fills_the_raster() -> None:
