@@ -12,6 +12,7 @@ import os
 import random
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import cv2
@@ -27,6 +28,7 @@ KNOTS_APART, KNOT_SHIFT = 32, 3.0
 SHEET_CROPS, SHEET_TILE, SHEET_GAP = 7, 192, 4
 """The contact sheet: crops a row beside the whole image, the square that each is fitted into, and what lies between."""
 OUTLINE = (0, 255, 0)
+_QUARTER_TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
 
 
 def sample_seed(run_seed: int, epoch: int, case_id: str, crop: int) -> int:
@@ -113,9 +115,15 @@ def jitter_stains(image: np.ndarray, largest: float, generator: np.random.Genera
     image: (height, width, 3) uint8 RGB of stained tissue; returns the same. Works in optical density with the fixed
     stain vectors of Ruifrok and Johnston 2001; white stays white.
     """
-    basis = stain_basis(HAEMATOXYLIN_EOSIN)
+    basis, inverse = _jittered_basis()
     factors = generator.uniform(1.0 - largest, 1.0 + largest, 3)
-    return mix(image, np.linalg.inv(basis) @ np.diag(factors) @ basis)
+    return mix(image, inverse @ np.diag(factors) @ basis)
+
+
+@cache
+def _jittered_basis() -> tuple[np.ndarray, np.ndarray]:
+    basis = stain_basis(HAEMATOXYLIN_EOSIN)
+    return basis, np.linalg.inv(basis)
 
 
 def contact_sheet(
@@ -199,7 +207,9 @@ def _elastic_map(
 
 def _turned(raster: np.ndarray, turn: int) -> np.ndarray:
     """One of the eight symmetries of the square: 0 to 3 quarter turns, and the same of the mirror image."""
-    return np.ascontiguousarray(np.rot90(raster[:, ::-1] if turn >= 4 else raster, turn % 4))
+    # A tenth of the time that NumPy takes to copy turned pixels of three channels.
+    mirrored = cv2.flip(raster, 1) if turn >= 4 else raster
+    return cv2.rotate(mirrored, _QUARTER_TURNS[turn % 4]) if turn % 4 else mirrored
 
 
 def _tile(image: np.ndarray, label: np.ndarray | None) -> np.ndarray:

@@ -65,15 +65,14 @@ def make_target(label: np.ndarray, target: str, classes: int = 1) -> tuple[np.nd
     names = channels_of(target)
     planes = np.zeros((len(names), *label.shape), np.float32)
     planes[0] = foreground
-    if len(names) > 1:
-        ids = label[foreground]
+    ids = label[foreground].astype(np.intp)
+    if "down" in names:
+        planes[1:, foreground] = (1 + _offsets(foreground, ids)) / 2
+    if "boundary" in names:
         distance = _edge_distance(label, foreground)
         largest = np.zeros(int(ids.max(initial=0)) + 1, np.float32)
         np.maximum.at(largest, ids, distance)
-        if "down" in names:
-            planes[1:, foreground] = (1 + _offsets(foreground, ids)) / 2
-        if "boundary" in names:
-            planes[names.index("boundary")][foreground] = distance <= np.minimum(RIM, largest / 2)[ids]
+        planes[names.index("boundary")][foreground] = distance <= np.minimum(RIM, largest / 2)[ids]
         if "distance" in names:
             planes[names.index("distance")][foreground] = distance / largest[ids]
     return planes, valid
@@ -81,15 +80,17 @@ def make_target(label: np.ndarray, target: str, classes: int = 1) -> tuple[np.nd
 
 def _offsets(foreground: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Place of each foreground pixel in its object, down and right of the centre: (2, foreground pixels) in [-1, 1]."""
-    places = np.stack(np.nonzero(foreground)).astype(np.float32)
+    # Faster than nonzero, whose two int64 arrays would be converted.
+    places = np.empty((2, len(ids)), np.float32)
+    places[:] = np.divmod(np.flatnonzero(foreground).astype(np.int32), np.int32(foreground.shape[1]))
     count = np.bincount(ids)
     for side in places:
         centre = np.bincount(ids, weights=side) / np.maximum(count, 1)
         side -= centre.astype(np.float32)[ids]
-        for away in (side > 0, side < 0):
-            furthest = np.zeros(len(count), np.float32)
-            np.maximum.at(furthest, ids[away], np.abs(side[away]))
-            side[away] /= furthest[ids[away]]
+        least, most = np.zeros((2, len(count)), np.float32)
+        np.minimum.at(least, ids, side)
+        np.maximum.at(most, ids, side)
+        np.divide(side, np.where(side > 0, most[ids], -least[ids]), out=side, where=side != 0)
     return places
 
 
@@ -101,7 +102,13 @@ def _edge_distance(label: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     """
     outermost = foreground & _differs_from_neighbour(label)
     inside = np.logical_not(outermost).view(np.uint8)
-    return cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[foreground] + np.float32(0.5)
+    return _distances(inside)[foreground] + np.float32(0.5)
+
+
+def _distances(inside: np.ndarray) -> np.ndarray:
+    """Distance in pixels to the nearest 0, (height, width) float32, of a (height, width) uint8 raster."""
+    # OpenCV's last bits depend on where in memory the raster lies; square roots of whole numbers are further apart.
+    return cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).round(3)
 
 
 def _differs_from_neighbour(label: np.ndarray) -> np.ndarray:
@@ -144,7 +151,7 @@ def border_weights(label: np.ndarray, spread: float = BORDER_SPREAD) -> np.ndarr
     for identity, top, bottom, left, right in _boxes(label):
         window = np.s_[max(top - reach, 0) : bottom + reach, max(left - reach, 0) : right + reach]
         elsewhere = (label[window] != identity).view(np.uint8)
-        distance = cv2.distanceTransform(elsewhere, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        distance = _distances(elsewhere)
         np.minimum(second[window], np.maximum(nearest[window], distance), out=second[window])
         np.minimum(nearest[window], distance, out=nearest[window])
     total = nearest + second

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pipeline import device
-from pipeline.config import IMAGE_TASKS, Config, TrainSettings, dump_config
+from pipeline.config import IMAGE_TASKS, ComputeSettings, Config, TrainSettings, dump_config
 from pipeline.inference import Predictor, predictor_of
 from pipeline.records.files import write_bytes, write_text
 from pipeline.tasks.players import NETWORK, Player
@@ -73,14 +73,18 @@ def fit(build: Callable[[Config], Task], config: Config, activation: str, folder
     compute = frozen.compute
     # Its one message repeats what the stage has just said of device and precision.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    fabric = Fabric(
+    fabric_of(compute).launch(_fit_in_process, build, frozen, activation, folder)  # type: ignore[arg-type]
+    return read_frozen(folder)
+
+
+def fabric_of(compute: ComputeSettings) -> Fabric:
+    """Return what runs the loop on the device, in its numbers; every automatic choice is made already."""
+    return Fabric(
         accelerator=compute.device,
         devices=compute.devices,
         strategy="ddp_spawn" if compute.devices > 1 else "auto",
         precision=device.FABRIC_PRECISION[compute.precision],  # type: ignore[arg-type]
     )
-    fabric.launch(_fit_in_process, build, frozen, activation, folder)  # type: ignore[arg-type]
-    return read_frozen(folder)
 
 
 def frozen_config(config: Config, folder: Path) -> Config:
@@ -113,11 +117,13 @@ def _fit_in_process(
         if fabric.is_global_zero:
             write_text(folder / FROZEN, dump_config(config))
         fabric.barrier()
-    _Loop(fabric, build(config), config, activation, folder).run()
+    Loop(fabric, build(config), config, activation, folder).run()
     fabric.barrier()
 
 
-class _Loop:
+class Loop:
+    """A task's training in this process: run() is all of it, batches() and advance() are its steps alone."""
+
     def __init__(self, fabric: Fabric, task: Task, config: Config, activation: str, folder: Path) -> None:
         self.fabric, self.task, self.config, self.folder = fabric, task, config, folder
         self.settings: TrainSettings = config.train
@@ -128,17 +134,14 @@ class _Loop:
         self.networks: dict[str, nn.Module] = {}
         self.optimisers: dict[str, Any] = {}
         for name, player in task.players.items():
-            if config.compute.channels_last:
-                player.module.to(memory_format=torch.channels_last)
+            device.suit(player.module, config.compute)
             optimiser = torch.optim.AdamW(
-                _decay_groups(player.module, self.settings.weight_decay), lr=player.learning_rate, betas=player.betas,
+                decay_groups(player.module, self.settings.weight_decay), lr=player.learning_rate, betas=player.betas,
                 foreach=True,
             )  # fmt: skip
             self.networks[name], self.optimisers[name] = fabric.setup(player.module, optimiser)
         self.trained = task.players[NETWORK].module
-        self.averaged = AveragedModel(
-            self.trained, multi_avg_fn=moving_average(self.settings.average), use_buffers=True
-        )
+        self.averaged = MovingAverage(self.trained, self.settings.average)
         self.predictor = predictor_of(
             self.averaged.module,
             activation,
@@ -157,8 +160,9 @@ class _Loop:
         self.trackers = Trackers(self.settings.track, folder, config) if fabric.is_global_zero else None
 
     def run(self) -> None:
+        """Train to the last step, from the folder's last checkpoint where there is one."""
         self._resume()
-        samples = self._batches()
+        samples = self.batches()
         every = max(1, math.ceil(self.settings.steps / self.settings.validations))
         saved = time.monotonic()
         stop = self.settings.patience and self.validations_without_gain >= self.settings.patience
@@ -171,16 +175,12 @@ class _Loop:
         )
         with bar:
             while self.step < self.settings.steps and not stop:
-                for name, loss in self._train_step(next(samples)).items():
-                    self.loss_sums[name] += loss
-                self.loss_steps += 1
-                self.step += 1
+                self.advance(next(samples))
                 bar.update()
                 validates = self.step % every == 0 or self.step == self.settings.steps
                 overdue = time.monotonic() - saved > CHECKPOINT_SECONDS
                 if self.step % 10 == 0 or validates or overdue:
-                    losses = {name: float(total) / self.loss_steps for name, total in self.loss_sums.items()}
-                    self._check(losses)
+                    losses = self.losses()
                     rate = bar.format_dict["rate"]
                     shown = {name: f"{loss:.3f}" for name, loss in losses.items()}
                     shown["images/s"] = f"{rate * self.settings.batch:.1f}" if rate else "-"
@@ -193,6 +193,26 @@ class _Loop:
                 if validates or overdue:
                     self._save()
                     saved = time.monotonic()
+
+    def advance(self, batch: dict[str, torch.Tensor]) -> None:
+        """Take the next step."""
+        for name, loss in self._train_step(batch).items():
+            self.loss_sums[name] += loss
+        self.loss_steps += 1
+        self.step += 1
+
+    def losses(self) -> dict[str, float]:
+        """Return the mean losses since the last validation. Raises TrainingFailed where one is no number."""
+        losses = {name: float(total) / self.loss_steps for name, total in self.loss_sums.items()}
+        if not all(map(math.isfinite, losses.values())):
+            found = ", ".join(f"{name} {loss}" for name, loss in losses.items())
+            raise TrainingFailed(
+                f"step {self.step}: expected a loss, found {found}. The last good weights are in "
+                f"{self.folder / LAST}. "
+                f"Lower train.learning_rate (now {self.settings.learning_rate:g}), lengthen train.warm_up, "
+                f"or take compute.precision=fp32 (now {self.config.compute.precision})"
+            )
+        return losses
 
     def _train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # Whatever is random inside the network depends on the step alone, so that a resumed run draws the same.
@@ -234,16 +254,6 @@ class _Loop:
             f"{self.config.augment.crop} pixels ({detail.splitlines()[0][:120]}); halve train.batch, "
             f"or lower augment.crop or train.network.width"
         )
-
-    def _check(self, losses: dict[str, float]) -> None:
-        if not all(map(math.isfinite, losses.values())):
-            found = ", ".join(f"{name} {loss}" for name, loss in losses.items())
-            raise TrainingFailed(
-                f"step {self.step}: expected a loss, found {found}. The last good weights are in "
-                f"{self.folder / LAST}. "
-                f"Lower train.learning_rate (now {self.settings.learning_rate:g}), lengthen train.warm_up, "
-                f"or take compute.precision=fp32 (now {self.config.compute.precision})"
-            )
 
     def _validate(self, losses: dict[str, float]) -> bool:
         if not self.settings.average:
@@ -319,7 +329,8 @@ class _Loop:
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
 
-    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Draw the batches of the steps that are left, on the device."""
         workers = self.config.compute.workers
         self.crops = self.task.crops(workers)
         share = self.settings.batch // self.fabric.world_size
@@ -339,24 +350,45 @@ def _loss_column(player: str) -> str:
     return "loss" if player == NETWORK else f"loss_{player}"
 
 
-def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return the update of an exponential average whose memory grows with the steps up to the decay.
+class MovingAverage(AveragedModel):
+    """An exponential average of a module's parameters and buffers whose memory grows with the steps up to the decay.
 
     The decay of step n is min(decay, (1 + n) / (10 + n)): a constant one would keep the random start for its first
-    1 / (1 - decay) steps.
+    1 / (1 - decay) steps. One average belongs to one module.
     """
 
-    @torch.no_grad()
-    def update(averages: Any, currents: Any, count: Any) -> None:
-        steps = float(count)
-        share = 1 - min(decay, (1 + steps) / (10 + steps))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current.to(average.dtype), share)
-            else:
-                average.copy_(current)
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__(module, use_buffers=True)
+        self.decay = decay
+        # Found once: to look every tensor up again would take twice as long as to average them.
+        self._pairs: tuple[list[torch.Tensor], ...] | None = None
 
-    return update
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add the module's tensors as they are now; the first time take them over."""
+        steps = int(self.n_averaged)
+        if steps == 0:
+            super().update_parameters(model)
+            return
+        if self._pairs is None:
+            self._pairs = _paired(self.module, model)
+        averages, currents, counts, current_counts = self._pairs
+        torch._foreach_lerp_(averages, currents, 1 - min(self.decay, (1.0 + steps) / (10.0 + steps)))
+        if counts:
+            torch._foreach_copy_(counts, current_counts)
+        self.n_averaged += 1
+
+
+def _paired(averaged: nn.Module, current: nn.Module) -> tuple[list[torch.Tensor], ...]:
+    """Tensors with a mean, of the average and of the module, then those without (counters)."""
+    pairs = [
+        (one.detach(), other.detach())
+        for one, other in zip(
+            [*averaged.parameters(), *averaged.buffers()], [*current.parameters(), *current.buffers()], strict=True
+        )
+    ]
+    means, counts = ([pair for pair in pairs if pair[0].is_floating_point() is wanted] for wanted in (True, False))
+    return ([a for a, _ in means], [b for _, b in means], [a for a, _ in counts], [b for _, b in counts])
 
 
 def schedule(step: int, settings: TrainSettings) -> float:
@@ -376,14 +408,14 @@ def calibrate(fabric: Fabric, task: Task, config: Config, activation: str) -> in
     trial = config.model_copy(
         update={"train": config.train.model_copy(update={"steps": CALIBRATION_STEPS, "track": ()})}
     )
-    loop = _Loop(fabric, task, trial, activation, Path())
-    samples = loop._batches()
+    loop = Loop(fabric, task, trial, activation, Path())
+    samples = loop.batches()
     times = []
     for _ in range(CALIBRATION_STEPS):
         started = time.perf_counter()
-        for loss in loop._train_step(next(samples)).values():
-            float(loss)
-        loop.step += 1
+        loop.advance(next(samples))
+        for total in loop.loss_sums.values():
+            float(total)
         times.append(time.perf_counter() - started)
     started = time.perf_counter()
     loop.averaged.module.eval()
@@ -420,8 +452,8 @@ def _one_object_a_value(value: Any) -> Any:
     return sys.intern(str(value)) if isinstance(value, str) else value
 
 
-def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    # Norms and biases are not decayed: they set scales, which decay would fight.
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Divide a network's parameters for AdamW: norms and biases set scales, which decay would fight."""
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.config import Config, load_config
 from pipeline.tasks.players import Player
-from pipeline.training import TrainingFailed, fit, schedule
+from pipeline.training import MovingAverage, TrainingFailed, fit, schedule
 
 SETTINGS = ("compute.device=cpu", "compute.precision=fp32", "compute.threads=1", "train.steps=24", "train.batch=4",
             "train.validations=4", "train.learning_rate=0.01")  # fmt: skip
@@ -119,6 +119,25 @@ def test_history_has_a_row_a_validation(tmp_path: Path) -> None:
     assert float(rows[-1]["validation_score"]) > float(rows[0]["validation_score"])
     assert rows[0]["best"] == "1"
     assert float(rows[-1]["epoch"]) == 24 * 4 / 10
+
+
+def test_the_average_follows_its_formula_copies_counters_and_goes_on_after_loading() -> None:
+    network = nn.BatchNorm1d(2)
+    average, expected = MovingAverage(network, decay=0.5), 0.0
+    for step in range(12):
+        with torch.no_grad():
+            network.weight.fill_(float(step * step))
+        network.load_state_dict({**network.state_dict(), "num_batches_tracked": torch.tensor(7 * step)})
+        decay = min(0.5, (1 + step) / (10 + step)) if step else 0.0
+        expected = decay * expected + (1 - decay) * step * step
+        if step == 6:
+            kept, average = average.state_dict(), MovingAverage(nn.BatchNorm1d(2), decay=0.5)
+            average.load_state_dict(kept)
+        average.update_parameters(network)
+        found = average.state_dict()
+        assert found["module.weight"].tolist() == pytest.approx([expected] * 2, rel=1e-6)
+        assert int(found["module.num_batches_tracked"]) == 7 * step
+        assert int(found["n_averaged"]) == step + 1
 
 
 def test_training_stops_early_when_validation_does_not_gain(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.benchmarks import stains
+from pipeline.benchmarks import stains, training
 from pipeline.benchmarks.history import Findings, Run, append_run, changes, circumstances, read_runs
 from pipeline.benchmarks.table import plot, table
 
 SUITES: dict[str, Callable[[], Findings]] = {
     "stains": stains.run,
+    "training": training.run,
 }
 """Suites by name; each measures and returns what it found."""
 

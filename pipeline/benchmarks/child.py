@@ -4,8 +4,8 @@ It also runs in the environments of other libraries, so that it uses the standar
     python -P child.py <script>
 The script defines prepare(**task), which returns a function of no arguments that does the task's work once; whatever
 else it defines can be called by name. Requests are {"prepare": task}, {"passes": n} and {"call": name, "with": {...}};
-answers {"first_s": s}, of preparing and a first pass, {"seconds": s} and {"answer": value}. An error ends the process,
-its text on standard error.
+answers {"first_s": s}, of preparing and a first pass, {"seconds": s} and {"answer": value}. Where what prepare returned
+has a method settle, it is called before passes are timed. An error ends the process, its text on standard error.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ def serve(script: str, requests: Iterable[str], answers: TextIO) -> None:
 
 
 def _timed(work: Callable[[], object], passes: int) -> float:
+    settle = getattr(work, "settle", None)
+    if settle is not None:
+        settle()
     gc.collect()
     started = time.perf_counter()
     for _ in range(passes):

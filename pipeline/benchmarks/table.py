@@ -34,7 +34,7 @@ _HEAD = ("what", "on", "ours", "", "against", "theirs", "ratio", "interval", "ai
 
 
 def _speed_cells(row: Row, change: float | None) -> tuple[str, ...]:
-    if row.ratio is None or row.speed is None or row.other_speed is None:
+    if row.ratio is None or row.low is None or row.high is None or row.speed is None or row.other_speed is None:
         return (row.what, row.items, "", "", row.against, row.failed)
     aim = "" if row.aim is None else f"{row.aim:g} {'met' if row.ratio >= row.aim else 'MISSED'}"
     return (
@@ -44,12 +44,17 @@ def _speed_cells(row: Row, change: float | None) -> tuple[str, ...]:
         row.unit,
         row.against,
         f"{row.other_speed:.4g}",
-        f"{row.ratio:.1f}x",
-        f"{row.low:.1f} to {row.high:.1f}",
+        f"{_shown(row.ratio)}x",
+        f"{_shown(row.low)} to {_shown(row.high)}",
         aim,
         "new" if change is None else f"{change:+.0%}{' REGRESSION' if change < -REGRESSION else ''}",
         f"{row.first_s:.2f}, {row.other_first_s:.2f}",
     )
+
+
+def _shown(ratio: float) -> str:
+    """Near 1 a tenth is much."""
+    return f"{ratio:.{2 if ratio < 2.0 else 1}f}"
 
 
 def _check_cells(check: Check) -> tuple[str, ...]:
@@ -110,6 +115,6 @@ def _draw(axes: Any, place: int, row: Row) -> None:
     axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.0, solid_capstyle="butt")
     axes.plot([row.ratio], [place], "o", color=colour, markersize=5.0)
     end = max(row.high, row.aim or row.high)
-    axes.annotate(f"{row.ratio:.1f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
+    axes.annotate(_shown(row.ratio), (end, place), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
     if row.aim is not None:
         axes.plot([row.aim], [place], "|", color=INK, markersize=11.0, markeredgewidth=1.5)

@@ -248,6 +248,8 @@ def test_the_table_marks_regressions_missed_aims_and_what_is_not_installed() -> 
     steady = table("stains", run, changes(run, [run_of(9.0)]))
     assert "-6%" in steady and "REGRESSION" not in steady
     assert "new" in table("stains", run, {})
+    near_one = table("stains", run_of(0.954), {})
+    assert "0.95x" in near_one and "0.86 to 1.05" in near_one
 
 
 def test_the_chart_is_written_and_its_bytes_repeat(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import segmenters
 from pipeline.benchmarks import agreement, peers, plain, stains, tiles
 from pipeline.benchmarks.stain_sides import GAIN, VECTORS, prepare
 from pipeline.benchmarks.timing import Contest, Pace, Row
@@ -119,11 +120,13 @@ def test_torchstain_agrees_where_it_adds_one_and_cuts_off(stack: np.ndarray) -> 
 
 def test_peers_are_named_once_in_the_project_with_exact_versions() -> None:
     wanted = peers.requirements(ROOT / "pyproject.toml")
-    assert set(wanted) == set(peers.PEERS) and all("==" in requirement for requirement in wanted.values())
+    required = {requirement for one in wanted.values() for requirement in one}
+    assert wanted.keys() == peers.PEERS.keys() and all("==" in requirement for requirement in required)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert sorted(extras["peers"]) == sorted(wanted.values())
-    for name in peers.PEERS:
-        assert (ROOT / "pipeline" / "benchmarks" / "peers" / f"{name}.py").is_file()
+    assert sorted(extras["peers"]) == sorted(required)
+    raced = {file.stem for file in (ROOT / "pipeline" / "benchmarks" / "peers").glob("[a-z]*.py")}
+    assert peers.PEERS.keys() == raced | segmenters.SEGMENTERS.keys()
+    assert all((segmenters.SCRIPTS / f"{name}.py").is_file() for name in segmenters.SEGMENTERS)
 
 
 def test_absent_and_broken_peers_say_what_to_do(tmp_path: Path) -> None:
