@@ -13,7 +13,7 @@ PIPELINE := $(VENV)/bin/python -m pipeline
 STAGES  := ingest split normalise augment predict report
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help train evaluate submission submit cv compare transfer normaliser restorer ablation data kaggle-submit bench bench-peers test check lock environment $(STAGES)
+.PHONY: help train evaluate submission submit cv compare transfer normaliser restorer ablation peers data kaggle-submit bench bench-peers test check lock environment $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -94,6 +94,9 @@ transfer: $(READY)  ## a trained run on another data set, without and with each 
 ablation: $(READY)  ## does it help? one segmenter without and with each remedy (STUDY=sample FILE=configs/studies/ablation.yaml)
 	@$(PIPELINE) ablation $(STUDY)$(if $(FILE), --file $(FILE))
 
+peers: $(READY)  ## other libraries' segmenters on the same images, beside ours (CONFIG=..., MINUTES=45 ONLY=stardist,cellpose)
+	@$(PIPELINE) peers -c $(CONFIG)$(if $(MINUTES), --minutes $(MINUTES))$(if $(ONLY), --only "$(ONLY)") $(SET)
+
 data: $(READY)  ## a competition's files into data/raw/ (DATASET=dsb2018, FROM=<folder>)
 	@$(PIPELINE) data $(DATASET) $(if $(FROM),--from "$(FROM)")
 
@@ -103,7 +106,7 @@ kaggle-submit: $(READY)  ## hand in the submission with Kaggle's client
 bench: $(READY)  ## speed against other libraries, as ratios (SUITE=stains, training)
 	@$(PIPELINE) bench $(SUITE)
 
-bench-peers: $(READY)  ## the other libraries that `make bench` races, each in an environment of its own
+bench-peers: $(READY)  ## the other libraries of `make bench` and `make peers`, each in an environment of its own
 	@$(PIPELINE) bench --install-peers
 
 test: $(READY)  ## the whole test suite

@@ -133,6 +133,20 @@ def _parser() -> argparse.ArgumentParser:
         help="strata of the run's training images to bring others to, commas between them; default all stained ones",
     )
     _takes_config(transfer)
+    peers = _command(
+        commands, "peers", "train other libraries' segmenters on the same images and compare", _run_peers,
+        "peers: train other libraries' whole segmenters, each by its own code in its own environment (make\n"
+        "bench-peers), on the training part of the config's split, and compare its masks of the test part with the\n"
+        "run's (make evaluate). One after another; what is complete is not made again, so that the same command\n"
+        "carries on after an interruption. Writes reports/peers/<dataset>/: table.md, metrics.json, differences.png,\n"
+        "cases.png and <library>/per_case.csv, which compare takes as the run peers/<dataset>/<library>.",
+    )  # fmt: skip
+    _takes_config(peers)
+    peers.add_argument("--minutes", type=float, default=45.0, help="wall clock of each training (default 45)")
+    peers.add_argument("--only", help="libraries to run, commas between them; the others keep what they have")
+    peers.add_argument(
+        "--pool", action="append", help="strata also judged together (default tissue=purple/purple,purple/white)"
+    )
     _takes_config(_command(commands, "kaggle-submit", "hand in submission.csv with Kaggle's client", _hand_in))
     return parser
 
@@ -368,6 +382,14 @@ def _transfer(options: argparse.Namespace) -> None:
     methods = None if options.methods is None else [name for name in options.methods.split(",") if name]
     strata = [name for name in options.reference_strata.split(",") if name]
     run_transfer(options.run, options.config or DEFAULT_CONFIG, options.settings, methods, strata)
+
+
+def _run_peers(options: argparse.Namespace) -> None:
+    from pipeline.peer_study import run_peer_study
+
+    _load(options)
+    only = None if options.only is None else [name for name in options.only.split(",") if name]
+    run_peer_study(options.config or DEFAULT_CONFIG, options.settings, options.minutes, only, options.pool)
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ def compare(first: str, second: str, pools: Sequence[str] = (), root: Path = Pat
     strata that are also judged together. Raises ValueError naming all that keeps them from being compared.
     """
     problems: list[str] = []
-    named = dict(_pools(pools, problems))
+    named = dict(named_pools(pools, problems))
     tables = [_scores(root, run, problems) for run in (first, second)]
     if problems:
         raise ValueError("\n".join(problems))
@@ -58,7 +58,8 @@ def compare(first: str, second: str, pools: Sequence[str] = (), root: Path = Pat
     print(f"{table}\nWritten: {folder / stem}.json, .md and .png")
 
 
-def _pools(pools: Sequence[str], problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+def named_pools(pools: Sequence[str], problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield name and strata of every "name=stratum,stratum"; what is none is a problem more."""
     parted = [pool.partition("=") for pool in pools]
     names = [name for name, _, _ in parted]
     for pool, (name, _, strata) in zip(pools, parted, strict=True):

@@ -19,6 +19,7 @@ LEVELS = {
     "__main__": 7,
     "ablation": 6,
     "cross_validation": 6,
+    "peer_study": 6,
     "transfer": 6,
     "stages": 5,
     "benchmarks": 5,

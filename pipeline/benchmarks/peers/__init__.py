@@ -1,21 +1,34 @@
 """Other libraries, each in an environment of its own below .venv-peers/, since their pins disagree with each other.
 
-Their scripts import nothing of ours: they run there, not here (see child.py).
+Scripts of those that are raced lie here and import nothing of ours: they run there, not here (see child.py). Scripts of
+whole segmenters lie in pipeline/segmenters/.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.records.files import write_text
 
 FOLDER = Path(".venv-peers")
-PEERS = ("torchstain", "tiatoolbox")
-"""Names of the libraries, of their scripts here and of their environments."""
+_EXCHANGE = ("pillow", "scipy")
+"""What pipeline/segmenters/trial.py needs, which not every library brings along."""
+PEERS: dict[str, tuple[str, ...]] = {
+    "torchstain": ("torchstain",),
+    "tiatoolbox": ("tiatoolbox",),
+    "stardist": ("stardist", "tensorflow", *_EXCHANGE),
+    "cellpose": ("cellpose", *_EXCHANGE),
+    "segmentation_models_pytorch": ("segmentation-models-pytorch", *_EXCHANGE),
+    "monai": ("monai", *_EXCHANGE),
+    "nnunet": ("nnunetv2", *_EXCHANGE),
+}
+"""Names of the libraries, of their scripts and of their environments, with the distributions that each is made of."""
 INSTALL = "not installed: make bench-peers"
 ERROR_LINES = 3
 
@@ -33,10 +46,18 @@ def missing(name: str, folder: Path = FOLDER) -> str:
     return f"did not install: {error.read_text(encoding='utf-8').strip()}" if error.is_file() else INSTALL
 
 
-def requirements(project: Path = Path("pyproject.toml")) -> dict[str, str]:
-    """Return what pip is to install for each peer: the optional dependencies `peers`, which name each once."""
+def requirements(project: Path = Path("pyproject.toml")) -> dict[str, tuple[str, ...]]:
+    """Return what pip is to install for each peer, out of the optional dependencies `peers`.
+
+    A peer of which those do not name every distribution is left out.
+    """
     extra = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]["peers"]
-    return {name: requirement for name in PEERS for requirement in extra if requirement.startswith(name)}
+    named = {re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0]: requirement for requirement in extra}
+    return {
+        name: tuple(named[one] for one in distributions)
+        for name, distributions in PEERS.items()
+        if named.keys() >= {*distributions}
+    }
 
 
 def install(folder: Path = FOLDER, project: Path = Path("pyproject.toml")) -> dict[str, str]:
@@ -46,30 +67,33 @@ def install(folder: Path = FOLDER, project: Path = Path("pyproject.toml")) -> di
     """
     wanted = requirements(project)
     outcome = {}
-    for name in PEERS:
-        home, stamp = folder / name, wanted[name] + "\n"
+    for name, required in wanted.items():
         ready = _ready(name, folder)
-        if not (ready.is_file() and ready.read_text(encoding="utf-8") == stamp):
-            print(f"{name}: installing {wanted[name]} into {home} ...", flush=True)
-            _install(name, wanted[name], folder)
+        if not (ready.is_file() and ready.read_text(encoding="utf-8") == _stamp(required)):
+            print(f"{name}: installing {' '.join(required)} into {folder / name} ...", flush=True)
+            _install(name, required, folder)
         outcome[name] = missing(name, folder)
         print(f"{name}: {outcome[name] or 'installed'}", flush=True)
     return outcome
 
 
-def _install(name: str, requirement: str, folder: Path) -> None:
+def _install(name: str, required: Sequence[str], folder: Path) -> None:
     for earlier in (_ready(name, folder), _error(name, folder)):
         earlier.unlink(missing_ok=True)
     shutil.rmtree(folder / name, ignore_errors=True)
     environment = [sys.executable, "-m", "venv", str(folder / name)]
-    pip = [str(python_of(name, folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+    pip = [str(python_of(name, folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *required]
     for command in (environment, pip):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             said = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line.lower()]
             write_text(_error(name, folder), " / ".join(said[:ERROR_LINES]) or f"pip ended with {done.returncode}")
             return
-    write_text(_ready(name, folder), requirement + "\n")
+    write_text(_ready(name, folder), _stamp(required))
+
+
+def _stamp(required: Sequence[str]) -> str:
+    return " ".join(required) + "\n"
 
 
 def _ready(name: str, folder: Path) -> Path:
