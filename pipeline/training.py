@@ -146,7 +146,8 @@ class Loop:
             self.averaged.module,
             activation,
             self.settings.intensity,
-            config.predict.model_copy(update={"flips": "none", "scales": (1.0,)}),
+            # Averages cost time; the magnification is what the crops are drawn for.
+            config.predict.model_copy(update={"flips": "none", "scales": config.predict.scales[:1]}),
             config.compute,
             makes_images=config.train.task in IMAGE_TASKS,
             name=f"{folder}, in validation",

@@ -16,7 +16,7 @@ def train_depthwise_in_float32(network: nn.Module) -> None:
     """Let every convolution of more than one group do so; weights, their names and the network in use stay the same."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
-            module.__class__ = _in_float32(type(module))  # type: ignore[assignment]
+            module.__class__ = _in_float32(type(module))  # type: ignore[arg-type]
 
 
 @cache
