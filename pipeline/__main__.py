@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--images", type=Path, help="an image, or a folder of images, of any size")
             command.add_argument("--out", type=Path, help="folder for <stem>.png: 16-bit object ids, or class ids")
             command.add_argument("--overlay", action="store_true", help="also write <stem>_overlay.png to look at")
+            command.add_argument("--slides", type=Path, help="slide, or folder of slides, of any size to predict")
+            command.add_argument("--mpp", type=float, help="microns per pixel to look at slides with (default: finest)")
         if stage.name == "normalise":
             command.add_argument("--images", type=Path, help="an image, or a folder of images (and its subfolders)")
             command.add_argument("--out", type=Path, help="folder for the same names, status.csv and stain.json")
@@ -238,7 +240,11 @@ def _load(options: argparse.Namespace) -> tuple[Config, Paths]:
 
 
 def _run_stage(options: argparse.Namespace) -> None:
-    alone = [flag for flag in ("run", "images", "out", "overlay", "reference") if getattr(options, flag, None)]
+    alone = [
+        flag
+        for flag in ("run", "images", "slides", "out", "overlay", "mpp", "reference")
+        if getattr(options, flag, None)
+    ]
     if alone:
         (_predict_images if options.name == "predict" else _normalise_images)(options)
         return
@@ -248,6 +254,11 @@ def _run_stage(options: argparse.Namespace) -> None:
 
 
 def _predict_images(options: argparse.Namespace) -> None:
+    if options.slides is not None:
+        _predict_slides(options)
+        return
+    if options.mpp is not None:
+        raise ValueError("--mpp says how slides are looked at; give --slides, or leave it out")
     missing = [flag for flag in ("run", "images", "out") if getattr(options, flag) is None]
     if missing:
         raise ValueError(f"predicting images needs --run, --images and --out; --{', --'.join(missing)} is missing")
@@ -257,6 +268,20 @@ def _predict_images(options: argparse.Namespace) -> None:
 
     check_out(options.out)
     predict_images(options.run, options.images, options.out, overlay=options.overlay, overrides=options.settings)
+
+
+def _predict_slides(options: argparse.Namespace) -> None:
+    missing = [flag for flag in ("run", "out") if getattr(options, flag) is None]
+    if missing or options.images is not None or options.overlay:
+        raise ValueError(
+            "predicting slides needs --run, --slides and --out, and takes neither --images nor --overlay (an overview "
+            "is always written)"
+        )
+    from pipeline.records.out_folder import check_out
+    from pipeline.stages.predict import predict_slides
+
+    check_out(options.out)
+    predict_slides(options.run, options.slides, options.out, mpp=options.mpp, overrides=options.settings)
 
 
 def _normalise_images(options: argparse.Namespace) -> None:

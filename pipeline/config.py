@@ -50,7 +50,9 @@ Probability = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 class IngestSettings(Settings):
     """Raw files to checked cases."""
 
-    layout: Literal["auto", "dsb2018", "folder_pairs", "image_pairs", "idc", "images"] = "auto"
+    layout: Literal[
+        "auto", "dsb2018", "hubmap2022", "glas", "pcam", "folder_pairs", "polygons", "idc", "image_pairs", "images"
+    ] = "auto"  # fmt: skip
     """Layout of the raw folder; auto recognises it and says which it took."""
     competition_stage: Literal[1, 2] = 1
     """Stage of the competition whose test images and sample submission are used, where it had two."""
@@ -482,7 +484,7 @@ class ReportSettings(Settings):
 class SubmitSettings(Settings):
     """The competition's file."""
 
-    format: Literal["auto", "dsb2018", "hubmap2020"] = "auto"
+    format: Literal["auto", "dsb2018", "hubmap2020", "hubmap2022", "pcam"] = "auto"
     """Rows of the file; auto takes it from the sample submission's header."""
     message: str = "stainseg"
     """Description given to Kaggle with the file."""

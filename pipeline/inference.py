@@ -68,7 +68,7 @@ class Predictor:
     ) -> None:  # fmt: skip
         self.network, self.border, self.name, self.directions = network, border, name, directions
         self.activation = ACTIVATIONS[activation]
-        self.prepare = INTENSITIES[intensity]
+        self.prepare: Callable[[np.ndarray], np.ndarray] = INTENSITIES[intensity]
         self.settings = settings
         self.device = torch.device(compute.device)
         self.precision = compute.precision

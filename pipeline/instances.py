@@ -15,6 +15,10 @@ from pipeline.records.case import MAXIMUM_OBJECTS
 from pipeline.records.rasters import from_levels, to_levels
 
 
+class TooManyObjects(ValueError):
+    """One image holds more objects than a 16-bit raster can."""
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Parameters of the post-processing, all chosen on validation cases.
@@ -38,6 +42,8 @@ FOREGROUND_BOUNDS, SEED_BOUNDS = (0.2, 0.8), (0.2, 0.98)
 SIZE_GRID, CERTAINTY_GRID = (0, 8, 16, 24, 32, 48, 64, 96), (0.0, 0.7, 0.75, 0.8, 0.85, 0.9)
 DROPS = tuple(itertools.product(SIZE_GRID, CERTAINTY_GRID))
 """What tuning tries of minimum_size and certainty, together."""
+INTERIOR_REACH = 2
+"""Pixels that the evidence of an interior looks beyond a pixel (Sobel's 5 x 5)."""
 TRIALS = 50
 """Places that the tuning looks at, about."""
 
@@ -57,18 +63,31 @@ def label_raster(probabilities: np.ndarray, outputs: Outputs, thresholds: Thresh
 
 
 def grow_objects(probabilities: np.ndarray, channels: Sequence[str], thresholds: Thresholds) -> np.ndarray:
-    """Grow one object from each core over the foreground, by watershed; (height, width) int32 ids 1..n.
+    """Grow one object from each core over the foreground, by watershed; (height, width) int32 ids 1..n."""
+    return flood(probabilities[channels.index("foreground")], interior_of(probabilities, channels), thresholds)
 
-    A piece of foreground without a core is an object too: a small nucleus may have no interior away from its rim.
+
+def interior_of(probabilities: np.ndarray, channels: Sequence[str]) -> np.ndarray:
+    """Evidence, from all maps, that a pixel lies within an object and not at its edge: (height, width) in [0, 1].
+
+    A pixel depends on those at most INTERIOR_REACH away.
     """
-    from skimage.segmentation import watershed
-
     named = dict(zip(channels, probabilities, strict=True))
     foreground = named["foreground"]
     evidence = [foreground * (1.0 - named["boundary"])] if "boundary" in named else []
     evidence += [named["distance"]] if "distance" in named else []
     evidence += [foreground * (1.0 - _jumps(named["down"], named["right"]))] if "down" in named else []
-    interior = sum(evidence) / len(evidence) if evidence else foreground
+    return sum(evidence) / len(evidence) if evidence else foreground
+
+
+def flood(foreground: np.ndarray, interior: np.ndarray, thresholds: Thresholds) -> np.ndarray:
+    """Grow objects over the foreground from where the interior is above the seed threshold; (height, width) int32 ids.
+
+    A piece of foreground without a core is an object too: a small nucleus may have no interior away from its rim.
+    Connected pieces of foreground (4 neighbours) do not know of each other.
+    """
+    from skimage.segmentation import watershed
+
     inside = (foreground > thresholds.foreground).astype(np.uint8)
     core = ((interior > thresholds.seed) & (inside > 0)).astype(np.uint8)
     count, seeds = cv2.connectedComponents(core, connectivity=4)
@@ -98,13 +117,13 @@ def drop_objects(
     """Drop objects of fewer pixels or a lower mean of foreground, and number the rest 1..n; returns uint16.
 
     objects: (height, width) int32 ids, numbered in the order that is kept; foreground: their probability, the same
-    shape. Raises ValueError where more objects remain than a 16-bit raster holds.
+    shape. Raises TooManyObjects where more remain than a 16-bit raster holds.
     """
     sizes, means = _sizes_and_means(objects, foreground)
     keep = (sizes >= max(minimum_size, 1)) & (means >= certainty)
     keep[0] = False
     if keep.sum() > MAXIMUM_OBJECTS:
-        raise ValueError(
+        raise TooManyObjects(
             f"expected at most {MAXIMUM_OBJECTS:,} objects in one image, found {keep.sum():,}; cut it into tiles"
         )
     ids = np.zeros(len(sizes), np.uint16)
@@ -162,7 +181,11 @@ def _scores_of_drops(
     for levels, truth in kept:
         maps = from_levels(levels)
         if outputs.has_objects:
-            grown = drop_objects(grow_objects(maps, outputs.channels, thresholds), maps[0])
+            try:
+                grown = drop_objects(grow_objects(maps, outputs.channels, thresholds), maps[0])
+            except TooManyObjects:  # noise, from a network that has learned little yet
+                scores.append([0.0] * len(DROPS))
+                continue
             # Counted once: to drop an object takes its pairs out of the table and leaves the others as they are.
             found = overlaps(truth, grown)
             sizes, means = (of_each[found.predicted_ids] for of_each in _sizes_and_means(grown, maps[0]))

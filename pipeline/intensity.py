@@ -15,13 +15,17 @@ def stretch(image: np.ndarray) -> np.ndarray:
     image: (height, width, 3) uint8; returns the same. One range for the three channels keeps the colours; a dim
     fluorescence image and a bright one become alike.
     """
-    counts = np.cumsum(np.bincount(image.ravel(), minlength=256))
+    return stretch_table(np.bincount(image.ravel(), minlength=256))[image]
+
+
+def stretch_table(counts: np.ndarray) -> np.ndarray:
+    """Return what each grey level becomes: (256,) uint8, of how often each occurs in an image, (256,)."""
+    counts = np.cumsum(counts)
     low, high = np.searchsorted(counts, np.array([0.005, 0.995]) * counts[-1])
     if high - low < SMALLEST_RANGE:
         middle = (low + high) / 2
         low, high = middle - SMALLEST_RANGE / 2, middle + SMALLEST_RANGE / 2
-    table = np.clip(np.rint((np.arange(256) - low) * (255.0 / (high - low))), 0, 255).astype(np.uint8)
-    return table[image]
+    return np.clip(np.rint((np.arange(256) - low) * (255.0 / (high - low))), 0, 255).astype(np.uint8)
 
 
 def stored(image: np.ndarray) -> np.ndarray:

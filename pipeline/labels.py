@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.records.case import IGNORED, MAXIMUM_OBJECTS
 from pipeline.records.findings import FaultyFile, Remark
+from pipeline.records.outline import Outline
 from pipeline.records.rle import decode, decode_labels
 
 MAXIMUM_CLASSES = 254
@@ -149,6 +150,51 @@ def from_runs(rows: Sequence[str], shape: tuple[int, int]) -> Label:
         # Either a row is faulty, or two objects overlap: decoding one by one tells which.
         return _from_overlapping_runs(filled, shape)
     return Label(raster, len(filled), tuple(_pieces_remark(raster)))
+
+
+def from_outlines(outlines: Sequence[Outline], shape: tuple[int, int], *, by_class: bool = False) -> Label:
+    """Fill polygons: a label raster of objects 1..n in their order, or of class ids; unknown ones become 65535.
+
+    Pixels whose centre lies inside belong to an object. Overlaps go by the same rule as masks; what is unknown gives
+    way to every object. Listed: outlines that hold no pixel of the image (dropped). Raises FaultyFile for more than
+    65,534 objects.
+    """
+    boxes, classes, empty = [], [], []
+    unknown = np.zeros(shape, bool)
+    for number, outline in enumerate(outlines, start=1):
+        box = _filled(outline, shape, f"outline {number}")
+        if box is None:
+            empty.append(f"outline {number}")
+        elif outline.ignored:
+            unknown[box.window] |= box.shape
+        else:
+            boxes.append(box)
+            classes.append(outline.class_id)
+    remarks = [Remark("repaired", "empty outline", f"{_some(empty)}: no pixel of the image; dropped")] if empty else []
+    if len(boxes) > MAXIMUM_OBJECTS:
+        raise _too_many(len(boxes))
+    raster, more = _painted(boxes, shape, classes if by_class else None)
+    count = np.unique(raster[raster > 0]).size
+    raster[unknown & (raster == 0)] = IGNORED
+    return Label(raster, count, (*remarks, *more))
+
+
+def _filled(outline: Outline, shape: tuple[int, int], name: str) -> _Box | None:
+    """The pixels inside an outline; None where there are none."""
+    from skimage.draw import polygon2mask
+
+    rings = [ring for ring in outline.rings if len(ring) >= 3]
+    if not rings:
+        return None
+    points = np.concatenate(rings)
+    left, top = (int(side) for side in np.maximum(np.floor(points.min(axis=0)), 0))
+    right, below = (int(side) for side in np.minimum(np.ceil(points.max(axis=0)), shape[::-1]))
+    if right <= left or below <= top:
+        return None
+    inside = np.zeros((below - top, right - left), bool)
+    for ring in rings:
+        inside ^= polygon2mask(inside.shape, ring[:, ::-1] - (top + 0.5, left + 0.5))
+    return _Box(name, top, left, inside) if inside.any() else None
 
 
 def difference(label: np.ndarray, other: np.ndarray) -> str | None:
@@ -305,8 +351,13 @@ class _Box:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def _painted(boxes: list[_Box], shape: tuple[int, int]) -> tuple[np.ndarray, list[Remark]]:
-    """Paint large objects first, so that contested pixels end with the smallest; drop what keeps no pixel."""
+def _painted(
+    boxes: list[_Box], shape: tuple[int, int], classes: Sequence[int] | None = None
+) -> tuple[np.ndarray, list[Remark]]:
+    """Paint large objects first, so that contested pixels end with the smallest; drop what keeps no pixel.
+
+    classes: of each box, where the raster shall hold these instead of objects.
+    """
     raster = np.zeros(shape, np.uint16)
     contested = np.zeros(shape, bool)
     areas = [box.area for box in boxes]
@@ -326,6 +377,9 @@ def _painted(boxes: list[_Box], shape: tuple[int, int]) -> tuple[np.ndarray, lis
         lost = [box.name for index, box in enumerate(boxes) if index not in set(kept.tolist())]
         remarks.append(Remark("repaired", "covered object", f"{_some(lost)}: others hold every pixel; dropped"))
         raster = _mapped(raster, kept + 1, np.arange(1, kept.size + 1).astype(np.uint16))
+    if classes is not None:
+        table = np.concatenate(([0], np.asarray(classes, np.uint16)[kept])).astype(np.uint16)
+        raster = table[raster]
     return raster, remarks
 
 

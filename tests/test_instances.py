@@ -134,6 +134,17 @@ def test_what_tuning_scores_is_what_the_thresholds_give() -> None:
     assert BOUNDARY.score(truth, label_raster(maps, BOUNDARY, thresholds))["ap"] == pytest.approx(score, abs=1e-6)
 
 
+def test_thresholds_at_which_a_map_is_noise_lose_instead_of_ending_the_tuning() -> None:
+    truth = np.zeros((600, 600), np.uint16)
+    truth[200:240, 200:240] = 1
+    maps = np.zeros((1, 600, 600), np.float32)
+    maps[0, ::2, ::2] = 0.6  # 90,000 specks
+    maps[0, 200:240, 200:240] = 1.0
+    thresholds, score = tune([maps].__getitem__, [truth].__getitem__, range(1), OBJECTS_OF_BINARY)
+    assert thresholds.foreground >= 0.6
+    assert score == 1.0
+
+
 def test_ignored_pixels_do_not_count() -> None:
     truth, maps = two_touching()
     truth[truth == 2] = IGNORED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.readers import dsb2018, folder_pairs, idc, image_pairs, images
+from pipeline.readers import dsb2018, folder_pairs, glas, hubmap2022, idc, image_pairs, images, pcam, polygons
 from pipeline.readers.layout import RawCase, RawDataset, Reader
 from pipeline.records.raw import RawFolder
 
@@ -12,10 +12,30 @@ READERS = {
         dsb2018.read,
         "stage1_train/<ImageId>/images/*.png and stage1_train/<ImageId>/masks/*.png (or stage1_train.zip)",
     ),
+    "hubmap2022": Reader(
+        hubmap2022.recognises,
+        hubmap2022.read,
+        "train.csv with id, organ, img_height, img_width, pixel_size, rle, and train_images/<id>.tiff",
+    ),
+    "glas": Reader(
+        glas.recognises,
+        glas.read,
+        "Grade.csv with train_1.bmp, train_1_anno.bmp, testA_1.bmp, ... beside it",
+    ),
+    "pcam": Reader(
+        pcam.recognises,
+        pcam.read,
+        "train_labels.csv (id,label), train/<id>.tif and test/<id>.tif: patches with a class each",
+    ),
     "folder_pairs": Reader(
         folder_pairs.recognises,
         folder_pairs.read,
         "images/<name>.png and masks/<name>.png (also labels/ or annotations/), or <name>.png beside <name>_mask.png",
+    ),
+    "polygons": Reader(
+        polygons.recognises,
+        polygons.read,
+        "<name>.tif with <name>.xml (MoNuSeg) or <name>.geojson (QuPath), or images with one .json of COCO's",
     ),
     "idc": Reader(
         idc.recognises,

@@ -21,6 +21,7 @@ from pipeline.labels import (
     check_size,
     difference,
     from_object_masks,
+    from_outlines,
     from_raster,
     from_runs,
     integers,
@@ -29,6 +30,7 @@ from pipeline.labels import (
 from pipeline.readers.layout import RawCase
 from pipeline.records.decode import bit_depth, decode, to_plane, to_rgb
 from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
+from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
 
 
@@ -114,6 +116,7 @@ def _colours(
         if of_target and checked.shape:
             check_size(shape, checked.shape)
         elif not of_target:
+            _check_table(checked.case, shape)
             checked.shape = (shape[0], shape[1])
         if bits is None and decoded.pixels.dtype.kind in "ui" and decoded.pixels.dtype != np.uint8:
             checked.bits = max(bit_depth(decoded.pixels), checked.bits or 0)
@@ -123,6 +126,13 @@ def _colours(
         return None
     checked.remarks += remarks
     return pixels
+
+
+def _check_table(case: RawCase, shape: tuple[int, ...]) -> None:
+    """Refuse an image of another size than its table says: run-length masks would fall into wrong places in silence."""
+    if case.size is not None and case.size != shape[:2]:
+        expected, found = (f"{height} x {width} pixels" for height, width in (case.size, shape[:2]))
+        raise FaultyFile("size mismatch", f"{expected} (height x width), as the table says", found, "mend the table")
 
 
 def _half(pixels: np.ndarray, *, right: bool) -> np.ndarray:
@@ -136,6 +146,8 @@ def _half(pixels: np.ndarray, *, right: bool) -> np.ndarray:
 def _check_label(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Label | None:
     """The label of a case, or None where it waits (a raster) or has faults, which are noted."""
     case = checked.case
+    if case.outlines is not None:
+        return _outlined(checked, case.outlines, by_class=settings.label_kind == "semantic")
     if case.raster is None:
         return _objects(raw, checked, settings)
     try:
@@ -146,6 +158,18 @@ def _check_label(raw: RawFolder, checked: Checked, settings: IngestSettings) -> 
     except FaultyFile as fault:
         checked.note(case.raster, fault)
     return None
+
+
+def _outlined(checked: Checked, outlines: tuple[Outline, ...], *, by_class: bool) -> Label | None:
+    if checked.shape is None:
+        return None
+    try:
+        label = from_outlines(outlines, checked.shape, by_class=by_class)
+    except FaultyFile as fault:
+        checked.note(checked.case.image, fault)
+        return None
+    checked.remarks += label.remarks
+    return label
 
 
 def _plane(raw: RawFolder, name: str) -> tuple[np.ndarray, list[Remark]]:
@@ -164,7 +188,7 @@ def _objects(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Labe
         sources["masks"] = _of_masks(raw, case, shape, settings.threshold)
     if case.runs is not None and shape:
         sources["runs"] = _of_runs(case, filled, shape)
-    believed: str = settings.label_source
+    believed: str = "runs" if case.only_runs else settings.label_source
     if believed not in sources and believed == "masks":
         if filled:
             believed = "runs"

@@ -13,7 +13,9 @@ from pathlib import PurePosixPath
 
 from pipeline.config import IngestSettings
 from pipeline.records.case import LabelKind
+from pipeline.records.decode import IMAGE_SUFFIXES
 from pipeline.records.findings import Fault, Finding
+from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
 
 GROUP_COLUMNS = ("case_id", "group", "stratum")
@@ -25,10 +27,11 @@ class RawCase:
     """One image of the raw folder.
 
     image, masks, raster: names within the raw folder; masks: one file an object; raster: one file for the whole label.
-    runs: run-length rows, one an object, an empty row meaning no object; None where no file speaks of the image.
+    runs: run-length rows, one an object, an empty row meaning no object; None where no file speaks of the image;
+    only_runs: the layout has no other masks. outlines: objects as polygons, where the layout has them.
     target: file with the same tissue in the wanted stain; the image's own name where the two stand side by side in it,
     the image in the left half. class_name: the class of the whole image.
-    labelled: whether a label is expected. mpp: microns per pixel.
+    labelled: whether a label is expected. mpp: microns per pixel. size: height and width that a table gives the image.
     """
 
     case_id: str
@@ -37,11 +40,14 @@ class RawCase:
     masks: tuple[str, ...] = ()
     raster: str | None = None
     runs: tuple[str, ...] | None = None
+    only_runs: bool = False
+    outlines: tuple[Outline, ...] | None = None
     target: str | None = None
     class_name: str | None = None
     group: str | None = None
     stratum: str | None = None
     mpp: float | None = None
+    size: tuple[int, int] | None = None
 
     @property
     def segmented(self) -> bool:
@@ -135,6 +141,33 @@ def table_of(text: str, source: str, columns: Iterable[str]) -> list[dict[str, s
             raise ValueError(f"{source}, line {reader.line_num}: expected {len(header)} cells, found another number")
         rows.append({column: cell.strip() for column, cell in row.items()})
     return rows
+
+
+def rows_of(rows: Iterable[dict[str, str]], column: str, table: str) -> tuple[dict[str, dict[str, str]], list[Fault]]:
+    """Return rows by the id in a column, and a fault for each id that has several."""
+    of_id: dict[str, dict[str, str]] = {}
+    counts: Counter[str] = Counter()
+    for row in rows:
+        of_id.setdefault(row[column], row)
+        counts[row[column]] += 1
+    return of_id, [
+        Fault(name, "repeated row", table, "one row an id", f"{count} rows", "delete the others")
+        for name, count in sorted(counts.items())
+        if count > 1
+    ]
+
+
+def images_of(raw: RawFolder, folder: str) -> tuple[dict[str, str], list[Fault]]:
+    """Return the images below a folder (ending in a slash) by their stems, and a fault for each stem of several."""
+    of_stem: dict[str, list[str]] = {}
+    for name in raw.files():
+        if name.startswith(folder) and name.lower().endswith(IMAGE_SUFFIXES):
+            of_stem.setdefault(PurePosixPath(name).stem, []).append(name)
+    return {stem: names[0] for stem, names in of_stem.items() if len(names) == 1}, [
+        Fault(stem, "several images", names[0], "one image an id", ", ".join(names), "delete or rename the others")
+        for stem, names in of_stem.items()
+        if len(names) > 1
+    ]
 
 
 def with_groups(dataset: RawDataset, raw: RawFolder, settings: IngestSettings) -> RawDataset:

@@ -15,6 +15,10 @@ from pipeline.records.case import IGNORED
 from pipeline.records.files import write_text, written_aside
 
 _SHOWN = 5
+PROBABILITY_DIGITS = 6
+
+Truth = np.ndarray | float
+"""What a submission says of an image: the labels of its pixels, or the probability of a class."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,13 @@ class SubmissionFormat:
     """How a competition lays out its rows.
 
     competition: Kaggle's name. headers: the first lines that mean this format. rows: object (a row each, the image's id
-    repeats, an image without objects has one row with an empty cell) or image (a row each, one binary mask).
+    repeats, an image without objects has one row with an empty cell), image (a row each, one binary mask) or class (a
+    row each, the probability of the second of two classes).
     """
 
     competition: str
     headers: tuple[tuple[str, str], ...]
-    rows: Literal["object", "image"]
+    rows: Literal["object", "image", "class"]
 
 
 FORMATS = {
@@ -37,6 +42,8 @@ FORMATS = {
         (("id", "predicted"), ("id", "expected"), ("id", "encoding"), ("img", "pixels")),
         "image",
     ),
+    "hubmap2022": SubmissionFormat("hubmap-organ-segmentation", (("id", "rle"),), "image"),
+    "pcam": SubmissionFormat("histopathologic-cancer-detection", (("id", "label"),), "class"),
 }
 """Known formats. HuBMAP's pages and files show several headers; the sample file's own is what gets written."""
 
@@ -130,13 +137,14 @@ def read_sample_file(file: Path) -> Sample:
 
 
 def write_submission(
-    file: Path, labels: Mapping[str, np.ndarray], sample: Sample, submission_format: str = "auto"
+    file: Path, labels: Mapping[str, Truth], sample: Sample, submission_format: str = "auto"
 ) -> Written:
     """Write a submission with the sample's header, ids and order; it is kept only if check_submission accepts it.
 
     labels: {id: (height, width) integer labels, 0 background}; each is read twice, so a mapping that reads files keeps
-    memory to one image. dsb2018 takes object ids, hubmap2020 anything above 0. Lines end in a line feed: the same
-    labels give the same bytes. Raises ValueError naming every id that is missing or not in the sample.
+    memory to one image. dsb2018 takes object ids, hubmap2020 and hubmap2022 anything above 0, pcam {id: probability of
+    class 1}. Lines end in a line feed: the same labels give the same bytes. Raises ValueError naming every id that is
+    missing or not in the sample, and for masks where the format wants probabilities, or the other way round.
     """
     name = recognise_format(sample.header) if submission_format == "auto" else submission_format
     if name not in FORMATS:
@@ -161,10 +169,8 @@ def write_submission(
     return Written(name, len(sample.ids), len(lines) - 1, empty)
 
 
-def check_submission(
-    file: Path, sample: Sample, labels: Mapping[str, np.ndarray], submission_format: str = "auto"
-) -> None:
-    """Decode a submission and compare it with the masks, pixel by pixel.
+def check_submission(file: Path, sample: Sample, labels: Mapping[str, Truth], submission_format: str = "auto") -> None:
+    """Decode a submission and compare it with the masks, pixel by pixel, or with the probabilities.
 
     Raises ValueError listing: another header; ids that are missing, unknown or out of the sample's order; runs that are
     unsorted, out of bounds or overlap within an image; an empty cell beside other rows; pixels that differ.
@@ -186,16 +192,27 @@ def check_submission(
         raise ValueError(f"{file}: not a valid submission: {_listed(faults, '; ')}")
 
 
-def _cells(labels: np.ndarray, submission_format: str) -> list[str]:
-    """The run-length cells of one image."""
+def _cells(labels: Truth, submission_format: str) -> list[str]:
+    """The cells of one image: run lengths, or a probability."""
+    wanted = "a probability" if FORMATS[submission_format].rows == "class" else "a mask"
+    found = "a probability" if isinstance(labels, float) else "a mask"
+    if wanted != found:
+        raise ValueError(
+            f"submit.format={submission_format}: expected {wanted} for each image, found {found}; a run of "
+            f"train.task=classification gives probabilities, one of segmentation masks"
+        )
+    if isinstance(labels, float):
+        return [f"{labels:.{PROBABILITY_DIGITS}f}"]
     if FORMATS[submission_format].rows == "image":
         return [rle.encode((labels > 0) & (labels != IGNORED))]
     return list(rle.encode_labels(labels).values()) or [""]
 
 
-def _image_faults(cells: list[str], labels: np.ndarray, submission_format: str) -> list[str]:
-    if FORMATS[submission_format].rows == "image" and len(cells) != 1:
+def _image_faults(cells: list[str], labels: Truth, submission_format: str) -> list[str]:
+    if FORMATS[submission_format].rows != "object" and len(cells) != 1:
         return [f"expected one row, found {len(cells)}"]
+    if isinstance(labels, float):
+        return [] if cells == _cells(labels, submission_format) else [f"expected {labels}, found {cells[0]!r}"]
     if "" in cells and len(cells) > 1:
         return ["an empty cell beside other rows"]
     try:

@@ -65,7 +65,7 @@ def run(config: Config, paths: Paths) -> list[str]:
         dataset = with_groups(READERS[layout].read(raw, settings), raw, settings)
         cases, faults, excluded = _wanted(dataset, settings)
         checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
-        meaning, odd = _meaning(checked, settings)
+        meaning, odd = _meaning(checked, settings.label_kind if settings.label_kind != "auto" else dataset.label_kind)
         faults = sorted({*faults, *odd, *(fault for one in checked for fault in one.faults)})
         if faults and not settings.exclude_faulty:
             raise ValueError(_all_told(faults, len(cases), paths))
@@ -176,12 +176,12 @@ def _name_faults(cases: Sequence[RawCase]) -> list[Fault]:
     return faults
 
 
-def _meaning(checked: Sequence[Checked], settings: IngestSettings) -> tuple[Meaning | None, list[Fault]]:
+def _meaning(checked: Sequence[Checked], kind: LabelKind | None) -> tuple[Meaning | None, list[Fault]]:
     """Decide what label rasters mean, where there are any, and name those that do not fit."""
     surveyed = [(one, one.survey) for one in checked if one.survey is not None and not one.faults]
     if not surveyed:
         return None, []
-    meaning = meaning_of([found for _, found in surveyed], settings.label_kind)
+    meaning = meaning_of([found for _, found in surveyed], kind if kind == "instance" or kind == "semantic" else "auto")
     faults = []
     for one, found in surveyed:
         try:

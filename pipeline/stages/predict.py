@@ -122,3 +122,56 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         raise ValueError(
             f"{len(faults)} of {len(files)} images could not be read:\n" + "\n".join(f"  {fault}" for fault in faults)
         )
+
+
+def predict_slides(
+    run: str, slides: Path, out: Path, *, mpp: float | None = None, overrides: Sequence[str] = ()
+) -> None:  # fmt: skip
+    """Write <stem>.tif (object or class ids), <stem>.geojson and <stem>_overview.png for slides, with a trained run.
+
+    run: a name below data/train/, or the run's folder; slides: a file, or a folder of which every file is taken that is
+    read as a slide; mpp: microns per pixel that they are looked at with, by default their finest level as it is;
+    overrides: settings of predict and compute. A slide is read and written block by block; a killed run carries on.
+    Raises ValueError for a run that makes no masks, and, after all others were written, with every slide that failed.
+    """
+    from pipeline.records.findings import FaultyFile
+    from pipeline.records.slides import View, open_slide
+    from pipeline.slide_prediction import predict_slide
+    from pipeline.stains import load as load_normaliser
+    from pipeline.trained import STAIN, named_run
+
+    trained = named_run(run)
+    if trained.outputs.is_image or trained.outputs.is_class:
+        raise ValueError(f"{trained.folder}: expected a run that makes masks, found task {trained.config.train.task}")
+    files = sorted(file for file in slides.iterdir() if file.is_file()) if slides.is_dir() else [slides]
+    repeated = sorted({file.stem for file in files if sum(file.stem == other.stem for other in files) > 1})
+    if not files or repeated:
+        found = f"several of {', '.join(repeated[:5])}" if repeated else "none"
+        raise ValueError(f"{slides}: expected slides of different names without suffix, found {found}")
+    settings = load_config(None, [*overrides])
+    asked = {override.partition("=")[0].split(".")[0] for override in overrides}
+    normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
+    faults = []
+    for file in files:
+        try:
+            with open_slide(file) as slide:
+                view = View(slide) if mpp is None else View.at(slide, mpp)
+                predict = trained.predictor(
+                    settings.predict if "predict" in asked else trained.config.predict,
+                    trained.compute_here(settings.compute),
+                )
+                done = predict_slide(
+                    view, predict, trained.outputs, trained.thresholds(), out, file.stem, normaliser
+                )  # fmt: skip
+        except (FaultyFile, ValueError) as error:
+            faults.append(f"{file}: {error}")
+            continue
+        counted = "" if done.objects is None else f", {done.objects:,} objects"
+        cut = f"; {done.cut} very large piece(s) of foreground were cut" if done.cut else ""
+        print(
+            f"{file.name}: {view.height} x {view.width} pixels{counted}; {done.tissue} of {done.blocks} blocks hold "
+            f"tissue{cut}"
+        )
+    print(f"Written: {len(files) - len(faults)} of {len(files)} slides to {out}")
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(files)} slides failed:\n" + "\n".join(f"  {it}" for it in faults))

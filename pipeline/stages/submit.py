@@ -1,16 +1,21 @@
 """Submit: the competition's file, kept only after it was decoded back and equals the masks.
 
-Reads:  reports/<run>/masks/, data/ingest/<dataset>/sample_submission.csv (header, ids and their order)
+Reads:  reports/<run>/masks/, of a classification data/predict/<run>/classes.csv;
+        data/ingest/<dataset>/sample_submission.csv (header, ids and their order)
 Writes: reports/<run>/submission.csv
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.records.files import file_hash
 from pipeline.records.paths import Paths
+
+if TYPE_CHECKING:
+    from pipeline.records.submission import Sample
 
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
@@ -29,9 +34,24 @@ def run(config: Config, paths: Paths) -> list[str]:
         )
     sample = read_sample_file(paths.sample_submission)
     file = paths.reports / "submission.csv"
-    written = write_submission(file, LabelFiles(paths.reports / "masks", sample.ids), sample, config.submit.format)
+    of_classes = config.train.task == "classification"
+    labels = _probabilities(paths.classes, sample) if of_classes else LabelFiles(paths.reports / "masks", sample.ids)
+    written = write_submission(file, labels, sample, config.submit.format)
+    empty = "" if of_classes else f", {written.empty_images} of them empty"
     return [
-        f"{written.rows} rows for {written.images} images, {written.empty_images} of them empty, as {written.format}; "
-        f"decoded back and equal to the masks",
+        f"{written.rows} rows for {written.images} images{empty}, as {written.format}; "
+        f"decoded back and equal to the {'probabilities' if of_classes else 'masks'}",
         f"sha256 {file_hash(file)}",
     ]
+
+
+def _probabilities(classes: Path, sample: Sample) -> dict[str, float]:
+    """Return the probability of the second class of the sample's images. Raises ValueError unless there are two."""
+    from pipeline.metrics.classification import PROBABILITY, read_classes
+
+    table = read_classes(classes)
+    columns = [name for name in table.columns if name.startswith(PROBABILITY)]
+    if len(columns) != 2:
+        raise ValueError(f"{classes}: expected two classes, one of which is submitted, found {', '.join(columns)}")
+    wanted = table[table["case_id"].isin(sample.ids)]
+    return dict(zip(wanted["case_id"], wanted[columns[1]].astype(float).tolist(), strict=True))

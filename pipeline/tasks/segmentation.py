@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.augmentation import Augmentation
 from pipeline.config import Config
 from pipeline.inference import Predictor
-from pipeline.instances import Thresholds, label_raster
+from pipeline.instances import Thresholds, TooManyObjects, label_raster
 from pipeline.intensity import INTENSITIES, as_input
 from pipeline.losses import build_loss
 from pipeline.networks import Network, build_network
@@ -90,13 +90,19 @@ class Segmentation:
     def validate(self, predict: Predictor) -> dict[str, float]:
         """Score whole validation images at moderate thresholds: dice, iou and score (what 'best' means).
 
-        score is the average precision over IoU 0.50 to 0.95 for objects, the Dice otherwise; means over images.
+        score is the average precision over IoU 0.50 to 0.95 for objects, the Dice otherwise; means over images. An
+        image that falls into more objects than a raster holds, as noise does, scores 0 in all three.
         """
         name = "ap" if self.outputs.has_objects else "dice"
         rows = []
         for case in self.validation:
             assert case.label is not None
-            mask = label_raster(predict(read_image(self.paths.image(case.image))), self.outputs, Thresholds())
+            maps = predict(read_image(self.paths.image(case.image)))
+            try:
+                mask = label_raster(maps, self.outputs, Thresholds())
+            except TooManyObjects:
+                rows.append((0.0, 0.0, 0.0))
+                continue
             row = self.outputs.score(read_label(self.paths.ingest / case.label), mask)
             rows.append((row["dice"], row["iou"], row[name]))
         dice, iou, score = np.mean(rows, axis=0).tolist()

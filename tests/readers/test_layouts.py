@@ -47,8 +47,20 @@ EXAMPLES = {
     "folder_pairs": ("images/a.png", "masks/a.png"),
     "image_pairs": ("input/a.png", "target/a.png"),
     "idc": ("8863/1/8863_idx5_x51_y1251_class1.png",),
+    "hubmap2022": ("train_images/a.tiff",),
+    "glas": ("train_1.bmp", "train_1_anno.bmp"),
+    "pcam": ("train/a.tif",),
+    "polygons": ("a.tif",),
 }
-CASE_IDS = {"idc": "8863_idx5_x51_y1251"}
+TABLES = {
+    "hubmap2022": {"train.csv": "id,organ,img_height,img_width,pixel_size,rle\na,lung,4,6,0.4,1 2\n"},
+    "glas": {"Grade.csv": "name,patient ID, grade (GlaS)\ntrain_1, 7, benign\n"},
+    "pcam": {"train_labels.csv": "id,label\na,1\n"},
+    "polygons": {"a.xml": "<Annotations/>"},
+}
+CASE_IDS = {"idc": "8863_idx5_x51_y1251", "glas": "train_1"}
+ALSO = {"glas": ["folder_pairs"]}
+"""Layouts, tried later, that would take the files too, without what the layout's own table tells."""
 RECOGNISED = [name for name, reader in READERS.items() if not reader.only_by_name]
 
 
@@ -56,8 +68,10 @@ RECOGNISED = [name for name, reader in READERS.items() if not reader.only_by_nam
 @pytest.mark.parametrize("below", ["", "download/", "download/inner/"])
 def test_every_layout_is_recognised_at_any_depth_and_alone(layout: str, below: str, tmp_path: Path) -> None:
     put(tmp_path, *(below + name for name in EXAMPLES[layout]))
+    for name, text in TABLES.get(layout, {}).items():
+        (tmp_path / below / name).write_text(text)
     with RawFolder(tmp_path) as raw:
-        assert [name for name in RECOGNISED if READERS[name].recognises(raw)] == [layout]
+        assert [name for name in RECOGNISED if READERS[name].recognises(raw)] == [layout, *ALSO.get(layout, [])]
         assert layout_of(raw, "auto") == layout_of(raw, layout) == layout
         (case,) = READERS[layout].read(raw, SETTINGS).cases
     assert (case.case_id, case.image, case.labelled) == (

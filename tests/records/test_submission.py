@@ -110,7 +110,7 @@ def test_an_unknown_header_can_be_written_by_naming_the_format(tmp_path: Path, l
         write_submission(tmp_path / "submission.csv", labels, sample)
     write_submission(tmp_path / "submission.csv", labels, sample, "hubmap2020")
     assert (tmp_path / "submission.csv").read_text().startswith("name,rle\nb,")
-    with pytest.raises(ValueError, match="auto or one of dsb2018, hubmap2020, found 'coco'"):
+    with pytest.raises(ValueError, match="auto or one of dsb2018, hubmap2020, hubmap2022, pcam, found 'coco'"):
         write_submission(tmp_path / "submission.csv", labels, sample, "coco")
 
 
@@ -183,3 +183,16 @@ def test_the_competitions_sample_file(dsb2018: Path) -> None:
     sample = read_sample_file(dsb2018 / "stage1_sample_submission.csv")
     assert recognise_format(sample.header) == "dsb2018"
     assert len(sample.ids) == len(set(sample.ids)) == 65
+
+
+def test_probabilities_of_a_class_are_written_and_masks_in_their_place_are_refused(tmp_path: Path) -> None:
+    sample = read_sample_file(text_file(tmp_path / "sample.csv", "id,label\nb,0\na,0\n"))
+    file = tmp_path / "submission.csv"
+    written = write_submission(file, {"a": 0.25, "b": 1.0}, sample)
+    assert file.read_text() == "id,label\nb,1.000000\na,0.250000\n" and written.format == "pcam"
+    with pytest.raises(ValueError, match=r"b: expected 0\.5, found '1\.000000'"):
+        check_submission(file, sample, {"a": 0.25, "b": 0.5})
+    with pytest.raises(ValueError, match="pcam: expected a probability for each image, found a mask"):
+        write_submission(file, {name: np.zeros((2, 2), np.uint16) for name in "ab"}, sample)
+    with pytest.raises(ValueError, match="hubmap2020: expected a mask for each image, found a probability"):
+        write_submission(file, {"a": 0.25, "b": 1.0}, sample, "hubmap2020")

@@ -1,0 +1,267 @@
+"""Images whose objects are outlined as polygons: Aperio's XML (MoNuSeg), GeoJSON (QuPath) and COCO.
+
+    Tissue Images/<name>.tif with Annotations/<name>.xml, or both in one folder
+    images/<name>.png with annotations/<name>.geojson, or both in one folder (Polygon and MultiPolygon)
+    any folder with one <file>.json that holds COCO's images, annotations, categories
+
+Masks hold objects; ingest.label_kind=semantic makes them class ids, numbered in the order of the classes' names. What
+is outlined as unsure or ignored (UNKNOWN, or a crowd of COCO's) is unknown, not background. Names that begin as TCGA's
+do give the patient, which is the group. Coordinates are positions on the pixel grid: 0 is the image's edge.
+
+Sources: MoNuSeg (Kumar et al. 2017, doi:10.1109/TMI.2017.2677499); RFC 7946; cocodataset.org, "Data format".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from pipeline.config import IngestSettings
+from pipeline.readers.layout import RawCase, RawDataset, case_ids, stem_of
+from pipeline.records.case import LabelKind
+from pipeline.records.decode import IMAGE_SUFFIXES
+from pipeline.records.findings import Fault, FaultyFile, Finding
+from pipeline.records.outline import Outline
+from pipeline.records.raw import RawFolder
+
+UNKNOWN = {"unsure", "ignore", "ignore*"}
+"""Names of classes, in small letters, whose outlines hold unknown pixels; QuPath's is Ignore*."""
+IMAGE_FOLDERS = {"images", "image", "tissue images", "tissue_images", "imgs"}
+OUTLINE_FOLDERS = {"annotations", "annotation", "labels", "geojson", "xml"}
+PARTS = {"train", "training", "test", "testing"}
+SUFFIXES = (".xml", ".geojson")
+
+_PATIENT = re.compile(r"TCGA-\w{2}-\w{4}")
+
+
+def recognises(raw: RawFolder) -> bool:
+    """Whether an image has outlines of its name, or a file of COCO's is there."""
+    images = {_key(name) for name in raw.files() if name.lower().endswith(IMAGE_SUFFIXES)}
+    if any(_key(name) in images for name in raw.files() if name.lower().endswith(SUFFIXES)):
+        return True
+    return bool(images) and _coco_file(raw) is not None
+
+
+def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
+    """Give every image its outlines; what has none is a fault. Raises ValueError where COCO's file is no such file."""
+    images = [name for name in raw.files() if name.lower().endswith(IMAGE_SUFFIXES)]
+    coco = _coco_file(raw)
+    if coco is None:
+        cases, faults, findings = _one_file_an_image(raw, images)
+    else:
+        cases, faults, findings = _of_coco(raw, coco, images)
+    sure = [outline for case in cases for outline in case.outlines or () if not outline.ignored]
+    names = sorted({outline.class_name or "" for outline in sure})
+    if len(names) > 1:
+        told = ", ".join(f"{number} {name or 'without a name'}" for number, name in enumerate(names, start=1))
+        kept = "class ids" if settings.label_kind == "semantic" else "not told apart; ingest.label_kind=semantic does"
+        findings.append(Finding("", "noted", "several classes", f"{told}: {kept}"))
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    cases = [
+        replace(
+            case,
+            group=patient[0] if (patient := _PATIENT.match(case.case_id)) else None,
+            outlines=tuple(
+                replace(outline, class_id=numbers.get(outline.class_name or "", 1)) for outline in case.outlines or ()
+            ),
+        )
+        for case in cases
+    ]
+    kind: LabelKind = "semantic" if settings.label_kind == "semantic" else "instance"
+    return RawDataset(tuple(cases), tuple(faults), tuple(findings), label_kind=kind)
+
+
+def _one_file_an_image(raw: RawFolder, images: Sequence[str]) -> tuple[list[RawCase], list[Fault], list[Finding]]:
+    of_key: dict[str, list[str]] = defaultdict(list)
+    for name in raw.files():
+        if name.lower().endswith(SUFFIXES):
+            of_key[_key(name)].append(name)
+    ids = case_ids([stem_of(name) for name in images], IMAGE_FOLDERS | PARTS)
+    cases, faults, findings = [], [], []
+    for name in images:
+        case_id, files = ids[stem_of(name)], of_key.pop(_key(name), [])
+        if len(files) != 1:
+            found = ", ".join(files) or "none"
+            fault = "several outlines" if files else "missing outlines"
+            faults.append(Fault(case_id, fault, name, "one .xml or .geojson of the stem", found))
+            continue
+        parse = aperio_outlines if files[0].lower().endswith(".xml") else geojson_outlines
+        try:
+            outlines, others = parse(raw.read(files[0]))
+        except FaultyFile as fault:
+            faults.append(fault.at(case_id, files[0]))
+            continue
+        if others:
+            detail = f"{files[0]}: {others} shape(s) that are no polygons were left out"
+            findings.append(Finding(case_id, "repaired", "no polygon", detail))
+        cases.append(RawCase(case_id, name, labelled=True, outlines=tuple(outlines)))
+    left = sorted(name for files in of_key.values() for name in files)
+    if left:
+        detail = f"{len(left)} file(s) of outlines without an image: {', '.join(left[:3])}"
+        findings.append(Finding("", "noted", "outlines without image", detail))
+    return cases, faults, findings
+
+
+def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:
+    """Read Aperio's XML: outlines, and how many regions were left out for having fewer than three corners.
+
+    The Name of an Annotation, where it has one, is the class. Raises FaultyFile for other content.
+    """
+    try:
+        # expat refuses entities that grow without bound, and nothing outside the file is ever fetched.
+        root = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise FaultyFile("no XML", "Aperio's XML", str(error), "fetch the file again") from error
+    if root.tag != "Annotations":
+        raise FaultyFile("other XML", "Annotations at the top, as Aperio writes", root.tag, "give the file of outlines")
+    outlines, others = [], 0
+    for annotation in root.iter("Annotation"):
+        name = annotation.get("Name") or None
+        for region in annotation.iter("Region"):
+            try:
+                corners = [(float(corner.attrib["X"]), float(corner.attrib["Y"])) for corner in region.iter("Vertex")]
+                if len(corners) < 3:
+                    others += 1
+                else:
+                    outlines.append(_outline([corners], name))
+            except (KeyError, ValueError) as error:
+                found = f"a corner of region {region.get('Id')} without: {error}"
+                raise FaultyFile("no coordinates", "numbers X and Y at every Vertex", found) from error
+    return outlines, others
+
+
+def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:
+    """Read GeoJSON, a FeatureCollection, a list of Features or one: outlines, and how many were no polygons.
+
+    The class is properties.classification.name, as QuPath writes, or properties.class or name. Raises FaultyFile for
+    other content.
+    """
+    document = _json(content)
+    features = document.get("features", [document]) if isinstance(document, dict) else document
+    if not isinstance(features, list):
+        raise FaultyFile("no GeoJSON", "a Feature, or a list of them", type(features).__name__, "export it as GeoJSON")
+    outlines, others = [], 0
+    for number, feature in enumerate(features):
+        try:
+            geometry, properties = feature["geometry"], feature.get("properties") or {}
+            if geometry["type"] == "Polygon":
+                rings = geometry["coordinates"]
+            elif geometry["type"] == "MultiPolygon":
+                rings = [ring for polygon in geometry["coordinates"] for ring in polygon]
+            else:
+                others += 1
+                continue
+            named = properties.get("classification") or {}
+            name = named.get("name") if isinstance(named, dict) else named
+            outlines.append(_outline(rings, name or properties.get("class") or properties.get("name")))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            expected = "a Feature with geometry and coordinates"
+            raise FaultyFile("no GeoJSON", expected, f"feature {number}: {type(error).__name__} {error}") from error
+    return outlines, others
+
+
+def _of_coco(raw: RawFolder, file: str, images: Sequence[str]) -> tuple[list[RawCase], list[Fault], list[Finding]]:
+    try:
+        document = _json(raw.read(file))
+        listed = {image["id"]: image for image in document["images"]}
+        categories = {entry["id"]: str(entry["name"]) for entry in document.get("categories", [])}
+        annotations = [(entry["image_id"], *_of_annotation(entry, categories)) for entry in document["annotations"]]
+    except (FaultyFile, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ValueError(f"{raw.origin(file)}: expected COCO's images and annotations, found {error}") from error
+    told = {key: str(image.get("file_name")) for key, image in listed.items()}
+    places = _places(told, images)
+    ids = case_ids([stem_of(name) for name in places.values() if name], IMAGE_FOLDERS | PARTS)
+    outlines: dict[Any, list[Outline]] = defaultdict(list)
+    faults: list[Fault] = []
+    findings: list[Finding] = []
+    packed: dict[Any, int] = defaultdict(int)
+    for key, outline in annotations:
+        if outline is None:
+            packed[key] += 1
+        else:
+            outlines[key].append(outline)
+    cases = []
+    for key, image in listed.items():
+        place = places[key]
+        if place is None:
+            name = told[key]
+            found = "no such file, or several"
+            faults.append(Fault(name, "missing image", file, f"one file {name}", found, "add it, or drop its entry"))
+            continue
+        case_id = ids[stem_of(place)]
+        if packed[key]:
+            found = f"{packed[key]} run-length mask(s)"
+            faults.append(Fault(case_id, "no polygons", file, "segmentation as polygons", found, "export polygons"))
+        size = (int(image["height"]), int(image["width"])) if {"height", "width"} <= image.keys() else None
+        cases.append(RawCase(case_id, place, labelled=True, outlines=tuple(outlines[key]), size=size))
+    unlisted = sorted(set(images) - {place for place in places.values() if place})
+    if unlisted:
+        detail = f"{len(unlisted)} image(s) that {file} does not list were left out: {', '.join(unlisted[:3])}"
+        findings.append(Finding("", "noted", "image without entry", detail))
+    strangers = [key for key, _ in annotations if key not in listed]
+    if strangers:
+        detail = f"{file}: {len(strangers)} annotation(s) of images that are not listed"
+        findings.append(Finding("", "noted", "outlines without image", detail))
+    return cases, faults, findings
+
+
+def _of_annotation(entry: dict[str, Any], categories: dict[Any, str]) -> tuple[Outline | None]:
+    """The outline of one of COCO's annotations; None for a run-length mask."""
+    shape = entry.get("segmentation")
+    if not isinstance(shape, list):
+        return (None,)
+    rings = [np.asarray(ring, float).reshape(-1, 2) for ring in shape if len(ring) >= 6]
+    outline = _outline(rings, categories.get(entry.get("category_id")))
+    return (replace(outline, ignored=outline.ignored or bool(entry.get("iscrowd"))),)
+
+
+def _places(told: dict[Any, str], images: Sequence[str]) -> dict[Any, str | None]:
+    """Find the file of each image that COCO's file names: by its path, else by its name where that is the only one."""
+    of_name: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        of_name[PurePosixPath(image).name].append(image)
+    places: dict[Any, str | None] = {}
+    for key, name in told.items():
+        alike = of_name.get(PurePosixPath(name).name, [])
+        exact = [image for image in alike if image == name or image.endswith(f"/{name}")]
+        chosen = exact if exact else alike
+        places[key] = chosen[0] if len(chosen) == 1 else None
+    return places
+
+
+def _outline(rings: Iterable[Any], name: object) -> Outline:
+    arrays = tuple(np.asarray(ring, float)[:, :2] for ring in rings)
+    if not all(np.isfinite(ring).all() for ring in arrays):
+        raise ValueError("a coordinate that is no number")
+    class_name = str(name) if name else None
+    return Outline(arrays, class_name, ignored=(class_name or "").lower() in UNKNOWN)
+
+
+def _coco_file(raw: RawFolder) -> str | None:
+    """The one file of COCO's, by its keys, nearest to the top."""
+    keys = b'"images"', b'"annotations"'
+    files = [name for name in raw.files() if name.lower().endswith(".json")]
+    found = [name for name in files if all(key in content for content in [raw.read(name)] for key in keys)]
+    return min(found, key=lambda name: (name.count("/"), name), default=None)
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FaultyFile("no JSON", "JSON in UTF-8", str(error), "fetch the file again") from error
+
+
+def _key(name: str) -> str:
+    """What an image and its outlines share: the path without suffix and without the folders that tell the two apart."""
+    *folders, stem = stem_of(name).split("/")
+    kept = [folder for folder in folders if folder.lower() not in IMAGE_FOLDERS | OUTLINE_FOLDERS]
+    return "/".join([*kept, stem])

@@ -1,0 +1,352 @@
+"""Masks of slides: read, predicted, stitched and written block by block, within memory that the slide does not decide.
+
+Blocks without tissue are left out. The maps of a block are a file until the slide is done, so that a killed run carries
+on and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from pipeline.inference import Ensemble, Predictor
+from pipeline.instances import INTERIOR_REACH, Thresholds, label_raster
+from pipeline.intensity import stretch, stretch_table
+from pipeline.outputs import Outputs
+from pipeline.records.files import write_bytes, written_aside
+from pipeline.records.rasters import from_levels, to_levels, write_png
+from pipeline.records.slides import View
+from pipeline.reporting.overlays import PAINT
+from pipeline.stitching import FoundObject, Stitcher
+
+if TYPE_CHECKING:
+    from pipeline.stains.normaliser import Normaliser
+
+BLOCK = 1024
+"""Pixels of a view along the side of a block."""
+COARSE = 16
+"""Pixels of the view along the side of one in which tissue is looked for: a single nucleus still darkens it."""
+LARGEST_COARSE = 8192
+"""Pixels along the longer side of that picture at most."""
+GLASS, DARKER = 160, 12
+"""Grey level from which the brightest tenth of a slide counts as glass; and how much darker than it, in any channel,
+tissue is."""
+SAMPLED = 24
+"""Blocks of tissue that the light and the stain of the whole slide are measured on."""
+TILE = 512
+"""Pixels along the side of the written mask's tiles."""
+OVERVIEW = 1600
+"""Pixels along the longer side of the overview."""
+
+Maps = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass
+class _Objects:
+    """Many objects in little memory: corner, height and width of each, and the bits of its mask."""
+
+    boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    bits: list[bytes] = field(default_factory=list)
+
+    def add(self, found: FoundObject) -> None:
+        self.boxes.append((found.top, found.left, *found.mask.shape))
+        self.bits.append(np.packbits(found.mask).tobytes())
+
+    def ordered(self) -> _Objects:
+        """By place, rows first: numbers do not tell where the slide was cut."""
+        order = sorted(range(len(self.boxes)), key=self.boxes.__getitem__)
+        return _Objects([self.boxes[index] for index in order], [self.bits[index] for index in order])
+
+    def mask(self, index: int) -> np.ndarray:
+        _, _, tall, wide = self.boxes[index]
+        bits = np.unpackbits(np.frombuffer(self.bits[index], np.uint8), count=tall * wide)
+        return bits.reshape(tall, wide).astype(bool)
+
+
+@dataclass(frozen=True)
+class SlidePrediction:
+    """What became of a slide: objects (None where masks hold classes), blocks with tissue and all, pieces cut."""
+
+    objects: int | None
+    tissue: int
+    blocks: int
+    cut: int
+
+
+def predict_slide(
+    view: View, predict: Predictor | Ensemble, outputs: Outputs, thresholds: Thresholds, out: Path, stem: str,
+    normaliser: Normaliser | None = None,
+) -> SlidePrediction:  # fmt: skip
+    """Segment a view of a slide.
+
+    Writes <stem>.tif, one plane of object ids (uint32) or class ids in tiles, at the view's resolution; <stem>.geojson,
+    outlines of objects in pixels of the slide's finest level, as QuPath opens it; <stem>_overview.png. Light
+    (train.intensity) and stain are measured once for the whole slide, on blocks of tissue: blocks do not differ.
+    """
+    tissue = find_tissue(view)
+    sample = [view.window(*place) for place in _evenly(tissue, SAMPLED)]
+    seen = _restained(normaliser, sample)
+    _fix_light(predict, [seen(image) for image in sample])
+    reach = _reach(predict)
+    return write_slide(view, lambda window: predict(seen(window)), reach, tissue, outputs, thresholds, out, stem)
+
+
+def write_slide(
+    view: View, maps_of: Maps, reach: int, tissue: Sequence[tuple[int, int, int, int]], outputs: Outputs,
+    thresholds: Thresholds, out: Path, stem: str,
+) -> SlidePrediction:  # fmt: skip
+    """Predict the blocks of tissue, stitch what they hold, and write it; see predict_slide.
+
+    maps_of: (height, width, 3) uint8 to (channels, height, width); reach: pixels that a map looks beyond its own.
+    """
+    parts = out / f"{stem}.parts"
+    _predict_blocks(view, maps_of, reach, tissue, parts)
+    blocks = len(blocks_of(view))
+    if outputs.has_objects:
+        stitcher = Stitcher(view.height, view.width, outputs.channels, thresholds)
+        objects = _Objects()
+        for found in _stitched(view, tissue, parts, stitcher, len(outputs.channels)):
+            objects.add(found)
+        objects = objects.ordered()
+        _write_tiles(out / f"{stem}.tif", view, _object_rows(view, objects), np.dtype(np.uint32))
+        _write_outlines(out / f"{stem}.geojson", view, objects)
+        _write_overview(out / f"{stem}_overview.png", view, objects)
+        done = SlidePrediction(len(objects.boxes), len(tissue), blocks, stitcher.cut_)
+    else:
+        rows = _class_rows(view, tissue, parts, outputs, thresholds)
+        _write_tiles(out / f"{stem}.tif", view, rows, np.dtype(np.uint16))
+        done = SlidePrediction(None, len(tissue), blocks, 0)
+    shutil.rmtree(parts)
+    return done
+
+
+# --- What is predicted ------------------------------------------------------------------------------------------------
+
+
+def blocks_of(view: View) -> list[tuple[int, int, int, int]]:
+    """Lay blocks over a view: top, left, height and width of each, row by row."""
+    return [
+        (top, left, min(BLOCK, view.height - top), min(BLOCK, view.width - left))
+        for top in range(0, view.height, BLOCK)
+        for left in range(0, view.width, BLOCK)
+    ]
+
+
+def find_tissue(view: View) -> list[tuple[int, int, int, int]]:
+    """Return the blocks in which something is darker than the slide's glass; all where it shows none, or is dark."""
+    blocks = blocks_of(view)
+    step = max(COARSE, math.ceil(max(view.height, view.width) / LARGEST_COARSE))
+    coarse = View(view.slide, view.scale * step)
+    picture = coarse.window(0, 0, coarse.height, coarse.width)
+    glass = np.percentile(picture.reshape(-1, 3), 90, axis=0)
+    if glass.min() < GLASS:
+        return blocks
+    darker = (picture < glass - DARKER).any(axis=2)
+    found = []
+    for block in blocks:
+        top, left, height, width = block
+        rows = slice(top // step, min(-(-(top + height) // step), coarse.height))
+        columns = slice(left // step, min(-(-(left + width) // step), coarse.width))
+        if darker[rows, columns].any():
+            found.append(block)
+    return found
+
+
+def _restained(normaliser: Normaliser | None, sample: Sequence[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Bring windows to the stain that the run was trained with, by the statistics of the whole slide."""
+    from pipeline.stains.normaliser import StatisticalNormaliser
+
+    if normaliser is None:
+        return lambda window: window
+    if not isinstance(normaliser, StatisticalNormaliser):
+        return lambda window: normaliser.transform(window)[0]
+    _, pooled = normaliser.pool(sample)
+    return lambda window: normaliser.normalise(window, pooled, prefer_pooled=True).image
+
+
+def _fix_light(predict: Predictor | Ensemble, sample: Sequence[np.ndarray]) -> None:
+    """Stretch every window of the slide alike."""
+    members = predict.members if isinstance(predict, Ensemble) else [predict]
+    counts = sum((np.bincount(image.ravel(), minlength=256) for image in sample), np.zeros(256, np.int64))
+    table = stretch_table(counts)
+    for member in members:
+        if isinstance(member, Predictor) and member.prepare is stretch and counts.any():
+            member.prepare = _looked_up(table)
+
+
+def _looked_up(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda image: table[image]
+
+
+def _reach(predict: Predictor | Ensemble) -> int:
+    """Pixels beyond its own that a map depends on: the networks', at the smallest magnification."""
+    members = predict.members if isinstance(predict, Ensemble) else [predict]
+    predictors = [member for member in members if isinstance(member, Predictor)]
+    return max(math.ceil(one.network.reach / min(one.settings.scales)) for one in predictors)
+
+
+def _evenly(places: Sequence[tuple[int, int, int, int]], count: int) -> list[tuple[int, int, int, int]]:
+    picked = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
+    return [places[index] for index in picked]
+
+
+def _predict_blocks(
+    view: View, maps_of: Maps, reach: int, tissue: Sequence[tuple[int, int, int, int]], parts: Path
+) -> None:
+    """Write the maps of every block of tissue that has none yet, with INTERIOR_REACH pixels more on each side."""
+    from tqdm import tqdm
+
+    margin = reach + INTERIOR_REACH
+    for block in tqdm(tissue, desc="predict", unit="block", disable=None):
+        file = _part(parts, block)
+        if file.exists():
+            continue
+        top, left, height, width = block
+        first, start = max(top - margin, 0), max(left - margin, 0)
+        last, end = min(top + height + margin, view.height), min(left + width + margin, view.width)
+        maps = maps_of(view.window(first, start, last - first, end - start))
+        rows, columns = _with_rim(view, block)
+        inner = maps[:, rows.start - first : rows.stop - first, columns.start - start : columns.stop - start]
+        levels = to_levels(inner)
+        done, packed = cv2.imencode(".png", levels.reshape(-1, levels.shape[2]), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        assert done
+        write_bytes(file, packed.tobytes())
+
+
+def _part(parts: Path, block: tuple[int, int, int, int]) -> Path:
+    return parts / f"{block[0]}_{block[1]}.png"
+
+
+def _with_rim(view: View, block: tuple[int, int, int, int]) -> tuple[slice, slice]:
+    """A block and INTERIOR_REACH pixels more on each side that is not the view's own."""
+    top, left, height, width = block
+    return (
+        slice(max(top - INTERIOR_REACH, 0), min(top + height + INTERIOR_REACH, view.height)),
+        slice(max(left - INTERIOR_REACH, 0), min(left + width + INTERIOR_REACH, view.width)),
+    )
+
+
+def _maps(view: View, block: tuple[int, int, int, int], parts: Path, channels: int) -> np.ndarray:
+    """The maps of a block and its rim; 0 where it holds no tissue."""
+    file = _part(parts, block)
+    rows, columns = _with_rim(view, block)
+    shape = channels, rows.stop - rows.start, columns.stop - columns.start
+    if not file.exists():
+        return np.zeros(shape, np.float32)
+    levels = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert levels is not None, f"{file} was written whole, and is no raster now"
+    return from_levels(levels.reshape(shape))
+
+
+# --- What is made of it -----------------------------------------------------------------------------------------------
+
+
+def _stitched(
+    view: View, tissue: Sequence[tuple[int, int, int, int]], parts: Path, stitcher: Stitcher, channels: int
+) -> Iterator[FoundObject]:
+    for block in blocks_of(view):
+        yield from stitcher.add(_maps(view, block, parts, channels), *block)
+
+
+def _object_rows(view: View, objects: _Objects) -> Iterator[np.ndarray]:
+    """Paint object ids, one row of tiles at a time: (TILE, width) uint32."""
+    tops = [box[0] for box in objects.boxes]
+    reaching: list[int] = []
+    begun = 0
+    for top in range(0, view.height, TILE):
+        while begun < len(tops) and tops[begun] < top + TILE:
+            reaching.append(begun)
+            begun += 1
+        reaching = [index for index in reaching if tops[index] + objects.boxes[index][2] > top]
+        row = np.zeros((TILE, view.width), np.uint32)
+        for index in reaching:
+            first, left, tall, wide = objects.boxes[index]
+            cut = slice(max(top - first, 0), min(top + TILE - first, tall))
+            window = row[first + cut.start - top : first + cut.stop - top, left : left + wide]
+            window[objects.mask(index)[cut]] = index + 1
+        yield row
+
+
+def _class_rows(
+    view: View, tissue: Sequence[tuple[int, int, int, int]], parts: Path, outputs: Outputs, thresholds: Thresholds
+) -> Iterator[np.ndarray]:
+    """Make class ids, one row of tiles at a time: (TILE, width) uint16."""
+    with_tissue = set(tissue)
+    rows: dict[int, list[tuple[int, int, int, int]]] = {}
+    for block in blocks_of(view):
+        rows.setdefault(block[0], []).append(block)
+    for top, blocks in rows.items():
+        row = np.zeros((BLOCK, view.width), np.uint16)
+        for block in blocks:
+            if block not in with_tissue:
+                continue
+            _, left, height, width = block
+            inner = slice(min(top, INTERIOR_REACH), None), slice(min(left, INTERIOR_REACH), None)
+            raster = label_raster(_maps(view, block, parts, len(outputs.channels)), outputs, thresholds)[inner]
+            row[:height, left : left + width] = raster[:height, :width]
+        for first in range(0, min(BLOCK, view.height - top), TILE):
+            yield row[first : first + TILE]
+
+
+def _write_tiles(file: Path, view: View, rows: Iterator[np.ndarray], dtype: np.dtype) -> None:
+    import tifffile
+
+    def tiles() -> Iterator[np.ndarray]:
+        for row in rows:
+            for left in range(0, view.width, TILE):
+                tile = np.zeros((TILE, TILE), dtype)
+                piece = row[:, left : left + TILE]
+                tile[: piece.shape[0], : piece.shape[1]] = piece
+                yield tile
+
+    resolution = None if view.slide.mpp is None else (1e4 / (view.slide.mpp * view.scale),) * 2
+    with written_aside(file) as aside:
+        tifffile.imwrite(
+            aside, tiles(), shape=(view.height, view.width), dtype=dtype, tile=(TILE, TILE), compression="zlib",
+            compressionargs={"level": 1}, photometric="minisblack", bigtiff=view.height * view.width > 1 << 28,
+            resolution=resolution, resolutionunit="CENTIMETER" if resolution else None, metadata=None, software=False,
+        )  # fmt: skip
+
+
+def _write_outlines(file: Path, view: View, objects: _Objects) -> None:
+    """Write a FeatureCollection, one Polygon an object, a line each."""
+    with written_aside(file) as aside, aside.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write('{"type": "FeatureCollection", "features": [')
+        for index, (top, left, _, _) in enumerate(objects.boxes):
+            ring = _ring(objects.mask(index)) + np.array([left, top])
+            corners = np.round(ring * view.scale, 2).tolist()
+            feature = {
+                "type": "Feature", "id": index + 1, "geometry": {"type": "Polygon", "coordinates": [corners]},
+                "properties": {"objectType": "detection"},
+            }  # fmt: skip
+            stream.write((",\n" if index else "\n") + json.dumps(feature))
+        stream.write("\n]}\n")
+
+
+def _ring(mask: np.ndarray) -> np.ndarray:
+    """The outer edge of an object midway between its pixels and others, x and y: (points, 2); holes are left out."""
+    from skimage.measure import approximate_polygon, find_contours
+
+    # One pixel of nothing all around, which the half pixel from centres to corners takes back in part.
+    longest = max(find_contours(np.pad(mask, 1).astype(np.float32), 0.5), key=len) - 0.5
+    return approximate_polygon(longest, 1e-6)[:, ::-1]
+
+
+def _write_overview(file: Path, view: View, objects: _Objects) -> None:
+    """Draw the slide at a glance, with the outlines of objects."""
+    shrink = max(1.0, max(view.height, view.width) / OVERVIEW)
+    coarse = View(view.slide, view.scale * shrink)
+    picture = coarse.window(0, 0, coarse.height, coarse.width).copy()
+    for index, (top, left, _, _) in enumerate(objects.boxes):
+        contours, _ = cv2.findContours(objects.mask(index).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        corners = [((contour + np.array([left, top])) / shrink).astype(np.int32) for contour in contours]
+        cv2.polylines(picture, corners, True, PAINT)
+    write_png(file, picture)

@@ -1,0 +1,160 @@
+"""Objects of an image too large for memory, from maps that come block by block: the same as of the whole at once.
+
+A connected piece of foreground does not know of the others (instances.flood), so that pieces that end within a block
+are finished there; those that reach its edge wait, with their maps, until the neighbours have come. What waits is what
+lies on the edges of one row of blocks. Where two objects touch and the evidence of pixels between them ties, such a
+pixel can go to the other one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pipeline.instances import INTERIOR_REACH, Thresholds, drop_objects, flood, interior_of
+
+LARGEST_PIECE = 1 << 24
+"""Pixels of the rectangle around a waiting piece above which it is cut off at the edge of the blocks: a sheet of
+foreground as large as the slide would need the slide's memory. Cuts are counted."""
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """One object: its rectangle's upper left pixel in the image, and which pixels of it (height, width) are its own."""
+
+    top: int
+    left: int
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Fragment:
+    """What one block holds of a piece: place of its rectangle, and there foreground (0 outside the piece), interior."""
+
+    top: int
+    left: int
+    foreground: np.ndarray
+    interior: np.ndarray
+
+
+class Stitcher:
+    """Takes the maps of blocks, row by row from the upper left, and gives back objects as they are finished.
+
+    height, width: of the image in pixels; channels: of the maps, foreground first.
+    cut_: how many pieces were larger than LARGEST_PIECE, and cut.
+    """
+
+    def __init__(self, height: int, width: int, channels: Sequence[str], thresholds: Thresholds) -> None:
+        self.height, self.width, self.channels, self.thresholds = height, width, channels, thresholds
+        self.cut_ = 0
+        self._parent: dict[int, int] = {}
+        self._waiting: dict[int, list[_Fragment]] = defaultdict(list)
+        self._pieces = 0
+        # Which piece, 0 for none, each pixel just above the row of blocks and just left of the next block belongs to.
+        self._above, self._below = np.zeros(width, np.int64), np.zeros(width, np.int64)
+        self._left = np.zeros(0, np.int64)
+
+    def add(self, maps: np.ndarray, top: int, left: int, height: int, width: int) -> Iterator[FoundObject]:
+        """Take one block and yield the objects that end within it, and, at a row's end, those that end in the row.
+
+        maps: (channels, ...) float32 in [0, 1] of the block and INTERIOR_REACH pixels more on each side that is not the
+        image's own; top, left, height, width: of the block without these. Blocks of a row are of one height.
+        """
+        if left == 0:
+            self._above, self._below = self._below, np.zeros(self.width, np.int64)
+            self._left = np.zeros(height, np.int64)
+        above, before = min(top, INTERIOR_REACH), min(left, INTERIOR_REACH)
+        block = slice(above, above + height), slice(before, before + width)
+        foreground, interior = maps[0][block], interior_of(maps, self.channels)[block]
+        inside = (foreground > self.thresholds.foreground).astype(np.uint8)
+        count, pieces, boxes, _ = cv2.connectedComponentsWithStats(inside, connectivity=4)
+        numbers = np.zeros(count, np.int64)
+        numbers[1:] = np.arange(self._pieces + 1, self._pieces + count)
+        self._pieces += count - 1
+        at_edge = np.zeros(count, bool)
+        last_row, last_column = top + height == self.height, left + width == self.width
+        for edge, open_edge in (
+            (pieces[0], top > 0), (pieces[-1], not last_row), (pieces[:, 0], left > 0), (pieces[:, -1], not last_column)
+        ):  # fmt: skip
+            if open_edge:
+                at_edge[edge] = True
+        at_edge[0] = False
+        for piece in range(1, count):
+            column, row, wide, tall, _ = boxes[piece].tolist()
+            window = slice(row, row + tall), slice(column, column + wide)
+            own = pieces[window] == piece
+            part = _Fragment(top + row, left + column, np.where(own, foreground[window], 0), interior[window].copy())
+            if at_edge[piece]:
+                self._parent[int(numbers[piece])] = int(numbers[piece])
+                self._waiting[int(numbers[piece])].append(part)
+            else:
+                yield from self._finished([part])
+        numbers[~at_edge] = 0
+        self._join(self._above[left : left + width], numbers[pieces[0]])
+        self._join(self._left, numbers[pieces[:, 0]])
+        self._left = numbers[pieces[:, -1]]
+        self._below[left : left + width] = numbers[pieces[-1]]
+        if last_column:
+            yield from self._end_row(last=last_row)
+
+    def _join(self, known: np.ndarray, new: np.ndarray) -> None:
+        for one, other in np.unique(np.stack([known, new], axis=1)[(known > 0) & (new > 0)], axis=0).tolist():
+            first, second = sorted((self._root(one), self._root(other)))
+            if first != second:
+                self._parent[second] = first
+                self._waiting[first] += self._waiting.pop(second)
+
+    def _root(self, piece: int) -> int:
+        while self._parent[piece] != piece:
+            self._parent[piece] = piece = self._parent[self._parent[piece]]
+        return piece
+
+    def _end_row(self, *, last: bool) -> Iterator[FoundObject]:
+        """Finish what does not reach the row's lower edge, and cut off what has grown too large."""
+        reaching = set() if last else {self._root(piece) for piece in np.unique(self._below[self._below > 0]).tolist()}
+        for root in sorted(self._waiting):
+            too_large = root in reaching and _area(self._waiting[root]) > LARGEST_PIECE
+            if root in reaching and not too_large:
+                continue
+            if too_large:
+                self.cut_ += 1
+                reached = [piece for piece in np.unique(self._below).tolist() if piece and self._root(piece) == root]
+                self._below[np.isin(self._below, reached)] = 0
+                reaching.discard(root)
+            yield from self._finished(self._waiting.pop(root))
+        kept = {piece: self._root(piece) for piece in np.unique(self._below[self._below > 0]).tolist()}
+        self._parent = {root: root for root in kept.values()} | kept
+
+    def _finished(self, parts: list[_Fragment]) -> Iterator[FoundObject]:
+        """Grow the objects of one whole piece."""
+        part = parts[0] if len(parts) == 1 else _put_together(parts)
+        grown = flood(part.foreground, part.interior, self.thresholds)
+        grown = drop_objects(grown, part.foreground, self.thresholds.minimum_size, self.thresholds.certainty)
+        for identity in range(1, int(grown.max(initial=0)) + 1):
+            own = (grown == identity).astype(np.uint8)
+            left, top, wide, tall = cv2.boundingRect(own)
+            yield FoundObject(part.top + top, part.left + left, own[top : top + tall, left : left + wide] > 0)
+
+
+def _put_together(parts: Sequence[_Fragment]) -> _Fragment:
+    top, left = min(part.top for part in parts), min(part.left for part in parts)
+    below = max(part.top + part.foreground.shape[0] for part in parts)
+    right = max(part.left + part.foreground.shape[1] for part in parts)
+    foreground, interior = np.zeros((2, below - top, right - left), np.float32)
+    for part in parts:
+        tall, wide = part.foreground.shape
+        window = slice(part.top - top, part.top - top + tall), slice(part.left - left, part.left - left + wide)
+        own = part.foreground > 0
+        foreground[window][own] = part.foreground[own]
+        interior[window][own] = part.interior[own]
+    return _Fragment(top, left, foreground, interior)
+
+
+def _area(parts: Sequence[_Fragment]) -> int:
+    rows = [edge for part in parts for edge in (part.top, part.top + part.foreground.shape[0])]
+    columns = [edge for part in parts for edge in (part.left, part.left + part.foreground.shape[1])]
+    return (max(rows) - min(rows)) * (max(columns) - min(columns))

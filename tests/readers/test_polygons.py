@@ -1,0 +1,230 @@
+"""Polygons to pixels: MoNuSeg's XML, QuPath's GeoJSON and COCO, and the same objects whichever they come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import IngestSettings, load_config
+from pipeline.labels import from_outlines
+from pipeline.readers import READERS, RawDataset, layout_of
+from pipeline.records.case import IGNORED, read_cases
+from pipeline.records.findings import read_findings
+from pipeline.records.outline import Outline
+from pipeline.records.paths import Paths
+from pipeline.records.rasters import read_label
+from pipeline.records.raw import RawFolder
+from pipeline.stages import ingest
+
+SHAPE = (20, 30)
+SQUARE = [(3, 2), (9, 2), (9, 7), (3, 7)]
+TRIANGLE = [(12, 4), (22, 4), (12, 14)]
+
+
+def box(left: float, top: float, right: float, below: float, **more: Any) -> Outline:
+    return Outline((np.array([(left, top), (right, top), (right, below), (left, below)], float),), **more)
+
+
+def xml(*regions: list[tuple[float, float]], name: str = "") -> str:
+    rows = "".join(
+        "<Region><Vertices>" + "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in region) + "</Vertices></Region>"
+        for region in regions
+    )
+    inner = f'<Annotation Name="{name}"><Regions>{rows}</Regions></Annotation>'
+    return f'<?xml version="1.0"?><Annotations>{inner}</Annotations>'
+
+
+def feature(rings: list[list[tuple[float, float]]], name: str | None = None, kind: str = "Polygon") -> dict[str, Any]:
+    properties = {"classification": {"name": name}} if name else {}
+    return {"type": "Feature", "geometry": {"type": kind, "coordinates": rings}, "properties": properties}
+
+
+def geojson(*features: dict[str, Any]) -> str:
+    return json.dumps({"type": "FeatureCollection", "features": features})
+
+
+def put(folder: Path, **files: str | None) -> Path:
+    """Files by name, / as __ and . as _DOT_; None is an image."""
+    for key, text in files.items():
+        file = folder / key.replace("__", "/").replace("_DOT_", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if text is None:
+            cv2.imwrite(str(file), np.random.default_rng(len(key)).integers(0, 256, (*SHAPE, 3)).astype(np.uint8))
+        else:
+            file.write_text(text)
+    return folder
+
+
+def read(folder: Path, **options: Any) -> RawDataset:
+    with RawFolder(folder) as raw:
+        assert layout_of(raw, "auto") == "polygons"
+        return READERS["polygons"].read(raw, IngestSettings(**options))
+
+
+# --- Filling ---------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.tuples(*[st.integers(-5, 35)] * 4))
+def test_a_rectangle_on_the_grid_holds_its_pixels(sides: tuple[int, int, int, int]) -> None:
+    left, right = sorted(sides[:2])
+    top, below = sorted(sides[2:])
+    expected = np.zeros(SHAPE, np.uint16)
+    expected[max(top, 0) : max(below, 0), max(left, 0) : max(right, 0)] = 1
+    label = from_outlines([box(left, top, right, below)], SHAPE)
+    np.testing.assert_array_equal(label.raster, expected)
+    assert [remark.fault for remark in label.remarks] == ([] if expected.any() else ["empty outline"])
+
+
+def test_holes_overlaps_and_what_is_unknown() -> None:
+    ring = Outline((*box(1, 1, 11, 11).rings, *box(4, 4, 8, 8).rings))
+    label = from_outlines([ring, box(9, 9, 13, 13), box(0, 0, 20, 3, ignored=True)], SHAPE)
+    expected = np.zeros(SHAPE, np.uint16)
+    expected[0:3, 0:20] = IGNORED
+    expected[1:11, 1:11] = 1
+    expected[4:8, 4:8] = 0
+    expected[9:13, 9:13] = 2
+    np.testing.assert_array_equal(label.raster, expected)
+    assert [remark.detail for remark in label.remarks] == ["4 contested pixel(s) went to the smaller object"]
+
+
+def test_classes_instead_of_objects_when_asked_for() -> None:
+    outlines = [box(0, 0, 4, 4, class_id=2), box(10, 10, 14, 14, class_id=1), box(1, 1, 2, 2, class_id=3)]
+    raster = from_outlines(outlines, SHAPE, by_class=True).raster
+    assert (raster[0, 0], raster[11, 11], raster[1, 1]) == (2, 1, 3)
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_objects_from_every_kind_of_file(tmp_path: Path) -> None:
+    flat = [[value for corner in shape for value in corner] for shape in (SQUARE, TRIANGLE)]
+    coco = {
+        "images": [{"id": 7, "file_name": "a.png", "height": SHAPE[0], "width": SHAPE[1]}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 1, "segmentation": [shape]} for shape in flat],
+        "categories": [{"id": 1, "name": "nucleus"}],
+    }
+    kinds = {
+        "aperio": put(tmp_path / "1", a_DOT_png=None, a_DOT_xml=xml(SQUARE, TRIANGLE)),
+        "geojson": put(
+            tmp_path / "2",
+            images__a_DOT_png=None,
+            annotations__a_DOT_geojson=geojson(feature([SQUARE]), feature([[TRIANGLE]], kind="MultiPolygon")),
+        ),
+        "coco": put(tmp_path / "3", pictures__a_DOT_png=None, instances_DOT_json=json.dumps(coco)),
+    }
+    rasters = {}
+    for kind, folder in kinds.items():
+        (case,) = read(folder).cases
+        assert case.case_id == "a" and case.outlines is not None
+        rasters[kind] = from_outlines(case.outlines, SHAPE).raster
+    assert (rasters["aperio"] == rasters["geojson"]).all() and (rasters["aperio"] == rasters["coco"]).all()
+    assert np.bincount(rasters["coco"].ravel()).tolist()[1] == 30
+    # The centre of (12 + i, 4 + j) is below the slope where i + j + 1 < 10: 45 pixels; and 10 lie upon it.
+    assert 45 <= np.bincount(rasters["coco"].ravel()).tolist()[2] <= 55
+
+
+def test_monuseg_gets_its_patients_and_its_objects(tmp_path: Path) -> None:
+    config = load_config(None, ["dataset=made"])
+    paths = Paths.of(config, tmp_path)
+    names = [f"TCGA-{site}-{patient}-01Z-00-DX1" for site in ("A7", "B0") for patient in ("A13E", "5711")]
+    for name in names:
+        put(
+            paths.raw / "MoNuSeg 2018 Training Data",
+            **{f"Tissue Images__{name}_DOT_tif": None, f"Annotations__{name}_DOT_xml": xml(SQUARE, TRIANGLE)},
+        )
+    lines = ingest.run(config, paths)
+    assert "8 objects" in lines[0] and lines[1] == "layout polygons"
+    cases = read_cases(paths.cases)
+    assert [case.group for case in cases] == ["TCGA-A7-5711", "TCGA-A7-A13E", "TCGA-B0-5711", "TCGA-B0-A13E"]
+    assert [case.case_id for case in cases] == sorted(names) and read_findings(paths.findings) == []
+    assert read_label(paths.ingest / str(cases[0].label))[2:7, 3:9].tolist() == [[1] * 6] * 5
+
+
+def test_classes_are_numbered_over_the_data_set_and_unsure_ones_are_unknown(tmp_path: Path) -> None:
+    put(
+        tmp_path, a_DOT_png=None, b_DOT_png=None,
+        a_DOT_geojson=geojson(
+            feature([SQUARE], "Tumor"), feature([TRIANGLE], "Ignore*"), feature([SQUARE], kind="Point")
+        ),
+        b_DOT_geojson=json.dumps(feature([SQUARE], "Stroma")),
+    )  # fmt: skip
+    dataset = read(tmp_path, label_kind="semantic")
+    a, b = (case.outlines or () for case in dataset.cases)
+    assert dataset.label_kind == "semantic" and (a[0].class_id, b[0].class_id) == (2, 1)
+    assert [outline.ignored for outline in a] == [False, True]
+    assert [(found.case_id, found.detail) for found in dataset.findings] == [
+        ("a", "a.geojson: 1 shape(s) that are no polygons were left out"),
+        ("", "1 Stroma, 2 Tumor: class ids"),
+    ]
+    assert "not told apart" in read(tmp_path).findings[-1].detail
+
+
+def test_what_is_missing_or_broken_is_told_all_at_once(tmp_path: Path) -> None:
+    put(
+        tmp_path, a_DOT_png=None, b_DOT_png=None, c_DOT_png=None, d_DOT_png=None, a_DOT_xml=xml(SQUARE),
+        b_DOT_xml="<Annotations>", c_DOT_geojson='{"features": [{"geometry": {"type": "Polygon"}}]}',
+        gone_DOT_xml=xml(SQUARE),
+    )  # fmt: skip
+    dataset = read(tmp_path)
+    assert [(fault.case_id, fault.fault) for fault in dataset.faults] == [
+        ("b", "no XML"), ("c", "no GeoJSON"), ("d", "missing outlines"),
+    ]  # fmt: skip
+    assert [found.detail for found in dataset.findings] == ["1 file(s) of outlines without an image: gone.xml"]
+
+
+def test_coco_names_images_that_are_absent_packed_masks_and_strangers(tmp_path: Path) -> None:
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "gone.png"}],
+        "annotations": [
+            {"image_id": 1, "segmentation": {"counts": "abc", "size": [20, 30]}},
+            {"image_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]], "iscrowd": 1},
+            {"image_id": 9, "segmentation": [[0, 0, 4, 0, 4, 4]]},
+        ],
+    }
+    put(tmp_path, a_DOT_png=None, b_DOT_png=None, coco_DOT_json=json.dumps(coco))
+    dataset = read(tmp_path)
+    assert [(fault.case_id, fault.fault, fault.found) for fault in dataset.faults] == [
+        ("a", "no polygons", "1 run-length mask(s)"), ("gone.png", "missing image", "no such file, or several"),
+    ]  # fmt: skip
+    assert [found.fault for found in dataset.findings] == ["image without entry", "outlines without image"]
+    ((outline,),) = (case.outlines for case in dataset.cases)
+    assert outline.ignored
+    (tmp_path / "coco.json").write_text('{"images": [{}], "annotations": []}')
+    with pytest.raises(ValueError, match=r"coco\.json: expected COCO's images and annotations, found 'id'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5", '{"features": null}', '[{"geometry": null}]', '[{"geometry": {"type": "Polygon", "coordinates": [[]]}}]',
+     '[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [NaN, 1], [2, 2]]]}}]'],
+)  # fmt: skip
+def test_what_is_no_geojson_is_a_fault_of_its_file(text: str, tmp_path: Path) -> None:
+    put(tmp_path, a_DOT_png=None, a_DOT_geojson=text)
+    (fault,) = read(tmp_path).faults
+    assert (fault.case_id, fault.fault, fault.file) == ("a", "no GeoJSON", "a.geojson")
+
+
+def test_images_of_one_name_in_two_folders_are_told_apart_or_refused(tmp_path: Path) -> None:
+    def coco(*names: str) -> str:
+        images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+        shapes = [
+            {"image_id": number, "segmentation": [[number, 0, 9, 0, 9, 9, number, 9]]} for number in range(len(names))
+        ]
+        return json.dumps({"images": images, "annotations": shapes})
+
+    put(tmp_path, x__one__a_DOT_png=None, x__two__a_DOT_png=None, coco_DOT_json=coco("two/a.png", "one/a.png"))
+    assert {case.image: float(case.outlines[0].rings[0][0, 0]) for case in read(tmp_path).cases if case.outlines} == {
+        "x/two/a.png": 0.0, "x/one/a.png": 1.0,
+    }  # fmt: skip
+    put(tmp_path, coco_DOT_json=coco("a.png"))
+    (fault,) = read(tmp_path).faults
+    assert fault.found == "no such file, or several"

@@ -1,0 +1,120 @@
+"""Slides by blocks: the masks are those of the whole, nothing depends on where a run was killed, glass is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from pipeline.instances import Thresholds, label_raster
+from pipeline.labels import from_outlines
+from pipeline.outputs import Outputs
+from pipeline.records.outline import Outline
+from pipeline.records.rasters import from_levels, to_levels
+from pipeline.records.slides import View, open_slide
+from pipeline.slide_prediction import blocks_of, find_tissue, write_slide
+from pipeline.targets import channels_of
+
+OBJECTS = Outputs("boundary", channels_of("boundary"), "sigmoid", "instance")
+CLASSES = Outputs("classes", ("background", "a", "b"), "softmax", "semantic")
+THRESHOLDS = Thresholds(0.5, 0.4, minimum_size=4)
+REACH = 5
+
+
+def maps_of(window: np.ndarray) -> np.ndarray:
+    """Maps that look REACH pixels around, as a network's do: wrong near the window's edge, right inside."""
+    dark = 1.0 - cv2.blur(window, (2 * REACH + 1,) * 2).astype(np.float32).mean(axis=2) / 255.0
+    inside = np.clip(2.0 * dark, 0, 1)
+    return from_levels(to_levels(np.stack([inside, 1.0 - inside])))
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Glass with an island of dark blobs across blocks, and one of them far away."""
+    generator = np.random.default_rng(5)
+    picture = np.full((2300, 3200, 3), 240, np.uint8)
+    for row, column in generator.integers((600, 700), (1500, 1400), (300, 2)):
+        cv2.circle(picture, (int(column), int(row)), int(generator.integers(6, 16)), (90, 40, 120), -1)
+    cv2.circle(picture, (3100, 2200), 9, (90, 40, 120), -1)
+    file = tmp_path_factory.mktemp("slide") / "made.tif"
+    tifffile.imwrite(file, picture, tile=(256, 256), photometric="rgb", compression="zlib")
+    return file
+
+
+def test_masks_and_outlines_are_those_of_the_whole_image(slide: Path, tmp_path: Path) -> None:
+    with open_slide(slide) as opened:
+        view = View(opened)
+        tissue = find_tissue(view)
+        assert [block[:2] for block in tissue] == [(0, 0), (0, 1024), (1024, 0), (1024, 1024), (2048, 3072)]
+        assert len(blocks_of(view)) == 12
+        done = write_slide(view, maps_of, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path, "made")
+        whole = label_raster(maps_of(opened.read(0, 0, 0, 2300, 3200)), OBJECTS, THRESHOLDS)
+    mask = tifffile.imread(tmp_path / "made.tif")
+    assert mask.dtype == np.uint32 and (done.objects, done.tissue, done.blocks, done.cut) == (whole.max(), 5, 12, 0)
+    assert ((mask > 0) == (whole > 0)).all()
+    pairs, counts = np.unique(np.stack([mask.ravel(), whole.ravel()]), axis=1, return_counts=True)
+    # Each object is one of the whole's, but for pixels where the evidence of two that touch ties.
+    own = np.array([counts[pairs[0] == number].max() for number in range(1, whole.max() + 1)])
+    assert own.sum() > 0.9999 * (whole > 0).sum()
+    features = json.loads((tmp_path / "made.geojson").read_text())["features"]
+    assert [feature["id"] for feature in features] == list(range(1, whole.max() + 1))
+    rings = [np.array(feature["geometry"]["coordinates"][0]) for feature in features]
+    assert all((ring[0] == ring[-1]).all() for ring in rings)
+    filled = from_outlines([Outline((ring,)) for ring in rings], whole.shape).raster
+    assert (filled == mask).mean() > 0.99999 and (filled > 0).sum() >= (mask > 0).sum()
+    overview = cv2.imread(str(tmp_path / "made_overview.png"))
+    assert max(overview.shape) == 1600 and not (tmp_path / "made.parts").exists()
+
+
+def test_killed_it_carries_on_and_ends_with_the_same_bytes(slide: Path, tmp_path: Path) -> None:
+    calls = []
+
+    def dies(window: np.ndarray) -> np.ndarray:
+        calls.append(window.shape)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return maps_of(window)
+
+    with open_slide(slide) as opened:
+        view = View(opened)
+        tissue = find_tissue(view)
+        write_slide(view, maps_of, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path / "at once", "made")
+        with pytest.raises(KeyboardInterrupt):
+            write_slide(view, dies, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path / "killed", "made")
+        calls.clear()
+        calls.extend([(0, 0, 0)] * 3)
+        write_slide(view, dies, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path / "killed", "made")
+        assert len(calls) == 3 + 3
+    for name in ("made.tif", "made.geojson", "made_overview.png"):
+        assert (tmp_path / "at once" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_classes_are_those_of_the_whole_image(slide: Path, tmp_path: Path) -> None:
+    def three(window: np.ndarray) -> np.ndarray:
+        dark = maps_of(window)[0]
+        return from_levels(to_levels(np.stack([1 - dark, dark * 0.9, dark**2])))
+
+    with open_slide(slide) as opened:
+        view = View(opened)
+        done = write_slide(view, three, REACH, find_tissue(view), CLASSES, THRESHOLDS, tmp_path, "made")
+        whole = label_raster(three(opened.read(0, 0, 0, 2300, 3200)), CLASSES, THRESHOLDS)
+    assert done.objects is None and set(np.unique(whole)) == {0, 1, 2}
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "made.tif"), whole)
+
+
+def test_outlines_are_in_pixels_of_the_finest_level(slide: Path, tmp_path: Path) -> None:
+    with open_slide(slide) as opened:
+        view = View(opened, 2.0)
+        write_slide(view, maps_of, REACH, blocks_of(view), OBJECTS, THRESHOLDS, tmp_path, "made")
+    last = json.loads((tmp_path / "made.geojson").read_text())["features"][-1]
+    assert np.abs(np.mean(last["geometry"]["coordinates"][0], axis=0) - (3100, 2200)).max() < 2
+
+
+def test_a_dark_slide_is_all_tissue(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "dark.tif", np.zeros((1100, 1100, 3), np.uint8), tile=(256, 256), photometric="rgb")
+    with open_slide(tmp_path / "dark.tif") as opened:
+        assert len(find_tissue(View(opened))) == 4

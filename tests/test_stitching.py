@@ -1,0 +1,92 @@
+"""Objects from blocks are those of the whole image, wherever it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import stitching
+from pipeline.instances import INTERIOR_REACH, Thresholds, drop_objects, grow_objects
+from pipeline.stitching import FoundObject, Stitcher
+from pipeline.targets import channels_of
+
+CHANNELS = {target: channels_of(target) for target in ("binary", "boundary", "boundary_distance", "offsets")}
+THRESHOLDS = Thresholds(0.5, 0.45, minimum_size=3, certainty=0.55)
+
+
+def blobs(seed: int, height: int, width: int, channels: int, coarseness: float) -> np.ndarray:
+    noise = np.random.default_rng(seed).random((channels, height, width)).astype(np.float32)
+    smooth = np.stack([cv2.GaussianBlur(plane, (0, 0), coarseness) for plane in noise])
+    low, high = smooth.min(axis=(1, 2), keepdims=True), smooth.max(axis=(1, 2), keepdims=True)
+    return (smooth - low) / np.maximum(high - low, 1e-6)
+
+
+def stitched(
+    maps: np.ndarray, channels: Sequence[str], thresholds: Thresholds, rows: Sequence[int], columns: Sequence[int]
+) -> tuple[list[FoundObject], Stitcher]:
+    """Cut maps at rows and columns, and put the objects together again."""
+    _, height, width = maps.shape
+    stitcher = Stitcher(height, width, channels, thresholds)
+    found: list[FoundObject] = []
+    for top, below in zip([0, *rows], [*rows, height], strict=True):
+        for left, right in zip([0, *columns], [*columns, width], strict=True):
+            window = (
+                slice(max(top - INTERIOR_REACH, 0), min(below + INTERIOR_REACH, height)),
+                slice(max(left - INTERIOR_REACH, 0), min(right + INTERIOR_REACH, width)),
+            )
+            found += stitcher.add(maps[:, *window], top, left, below - top, right - left)
+    return found, stitcher
+
+
+def painted(found: Sequence[FoundObject], height: int, width: int) -> np.ndarray:
+    raster = np.zeros((height, width), np.int64)
+    for number, one in enumerate(found, start=1):
+        tall, wide = one.mask.shape
+        window = raster[one.top : one.top + tall, one.left : one.left + wide]
+        assert not window[one.mask].any(), "two objects hold one pixel"
+        window[one.mask] = number
+    return raster
+
+
+def same_objects(one: np.ndarray, other: np.ndarray) -> bool:
+    pairs = np.unique(np.stack([one.ravel(), other.ravel()]), axis=1)
+    alike = pairs[:, pairs.any(axis=0)]
+    return bool((alike > 0).all()) and len(set(alike[0])) == len(set(alike[1])) == alike.shape[1]
+
+
+@pytest.mark.parametrize("target", CHANNELS)
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_cut_anywhere_the_objects_are_those_of_the_whole(target: str, data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
+    maps = blobs(data.draw(st.integers(0, 99)), height, width, len(CHANNELS[target]), data.draw(st.floats(0.6, 4.0)))
+    cuts = [
+        sorted(data.draw(st.sets(st.integers(1, side - 1), max_size=5))) if side > 1 else [] for side in (height, width)
+    ]
+    whole = drop_objects(grow_objects(maps, CHANNELS[target], THRESHOLDS), maps[0], 3, 0.55)
+    found, stitcher = stitched(maps, CHANNELS[target], THRESHOLDS, *cuts)
+    assert same_objects(painted(found, height, width), whole)
+    assert stitcher.cut_ == 0 and not stitcher._waiting
+
+
+def test_a_snake_through_every_block_is_one_object() -> None:
+    maps = np.zeros((1, 40, 40), np.float32)
+    maps[0, ::4] = 0.9
+    maps[0, :, 0] = maps[0, 2::8, 39] = 0.9
+    for row in range(0, 40, 8):
+        maps[0, row : row + 5, 39] = 0.9
+    found, _ = stitched(maps, ("foreground",), Thresholds(), range(3, 40, 5), range(3, 40, 5))
+    assert len(found) == 1 and found[0].mask.sum() == (maps[0] > 0.5).sum()
+
+
+def test_what_waits_is_let_go_and_a_sheet_is_cut_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stitching, "LARGEST_PIECE", 400)
+    maps = np.ones((1, 60, 30), np.float32)
+    found, stitcher = stitched(maps, ("foreground",), Thresholds(), range(10, 60, 10), [15])
+    assert stitcher.cut_ == 2 and len(found) == 3
+    assert sum(one.mask.sum() for one in found) == 60 * 30
