@@ -436,7 +436,10 @@ class PredictSettings(Settings):
     scales: tuple[float, ...] = (1.0,)
     """Average over magnifications of the image (of a segmentation): small nuclei come out better enlarged."""
     batch: int = Field(default=4, ge=1)
-    """Tiles of one size a forward pass."""
+    """Tiles a forward pass; where the network takes any size, one tile of as many pixels."""
+    engine: Literal["auto", "pytorch", "openvino"] = "auto"
+    """What runs the network: openvino (processors only) takes some seconds to begin and is then about twice as fast;
+    auto takes it for slides, and PyTorch for everything else."""
 
     @field_validator("scales")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from pipeline.config import ComputeSettings, PredictSettings
+from pipeline.engines import forward_of
 from pipeline.intensity import INTENSITIES, as_input
 from pipeline.networks import Network
 from pipeline.networks.autoencoders import Autoencoder
@@ -72,7 +74,7 @@ class Predictor:
         self.settings = settings
         self.device = torch.device(compute.device)
         self.precision = compute.precision
-        self.autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.precision)
+        self.forward = forward_of(network, settings.engine, compute)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8.
@@ -80,7 +82,7 @@ class Predictor:
         Raises ValueError where a network that makes images gives values that are no numbers.
         """
         prepared = self.prepare(image)
-        made = np.mean([self._magnified(prepared, scale) for scale in self.settings.scales], axis=0)
+        made = _mean(self._magnified(prepared, scale) for scale in self.settings.scales)
         if self.border and not np.isfinite(made).all():
             raise ValueError(
                 f"{self.name}: expected an image of numbers, found {int((~np.isfinite(made)).sum())} of {made.size} "
@@ -106,30 +108,27 @@ class Predictor:
         beyond = [max(_up(side + 2 * self.border, self.network.cell), least) - side for side in image.shape[:2]]
         below, right = (pixels - self.border for pixels in beyond)
         prepared = np.pad(image, ((self.border, below), (self.border, right), (0, 0)), mode="symmetric")
-        orientations = FLIPS[self.settings.flips]
-        total: np.ndarray | None = None
-        for turns, mirrored in orientations:
-            turned = np.rot90(prepared, turns)
-            probabilities = self._tiled((turned[:, ::-1] if mirrored else turned).copy())
-            back = np.rot90(probabilities[:, :, ::-1] if mirrored else probabilities, -turns, axes=(1, 2))
-            if self.directions is not None:
-                back = _turned_back(back, self.directions, turns, mirrored)
-            total = back.copy() if total is None else total + back
-        assert total is not None
         height, width = image.shape[:2]
         inside = slice(self.border, self.border + height), slice(self.border, self.border + width)
-        return total[:, *inside] / len(orientations)
+        return _mean(self._turned(prepared, *orientation) for orientation in FLIPS[self.settings.flips])[:, *inside]
+
+    def _turned(self, image: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
+        """Map the turned and mirrored image, and bring the maps back."""
+        turned = np.rot90(image, turns)
+        probabilities = self._tiled((turned[:, ::-1] if mirrored else turned).copy())
+        back = np.rot90(probabilities[:, :, ::-1] if mirrored else probabilities, -turns, axes=(1, 2))
+        return back if self.directions is None else _turned_back(back, self.directions, turns, mirrored)
 
     def _tiled(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
-        rows, columns = self._side(height), self._side(width)
+        rows, columns, together = self._sides(height, width)
         noise = self._noise(image)
         places = [(row, column) for row in range(len(rows.starts)) for column in range(len(columns.starts))]
         if len(places) == 1:
             return self._forward(image[np.newaxis], None if noise is None else noise[np.newaxis])[0]
         total: np.ndarray | None = None
         weight = np.zeros((height, width), np.float32)
-        for batch in _batches(places, self.settings.batch):
+        for batch in _batches(places, together):
             windows = [_window(rows, row, columns, column) for row, column in batch]
             tiles = np.stack([image[window] for window in windows])
             drawn = None if noise is None else torch.stack([noise[:, *self._cells(window)] for window in windows])
@@ -142,10 +141,23 @@ class Predictor:
         assert total is not None
         return total / weight
 
-    def _side(self, length: int) -> Side:
+    def _sides(self, height: int, width: int) -> tuple[Side, Side, int]:
+        """Lay tiles over an image; return them by rows and columns, and how many go through together.
+
+        A batch of tiles is taken as one larger tile where the network takes it: that costs the same memory, and less of
+        it is looked at twice.
+        """
+        cell, reach, tile, overlap = self.network.cell, self.network.reach, self.settings.tile, self.settings.overlap
         largest = getattr(self.network, "largest", None)
-        cell, reach = self.network.cell, self.network.reach
-        return seamless_side(length, self.settings.tile, self.settings.overlap, cell, reach, largest)
+        if largest is not None:
+            rows, columns = (seamless_side(side, tile, overlap, cell, reach, largest) for side in (height, width))
+            return rows, columns, self.settings.batch
+        wanted = _up(tile, cell) + 2 * reach
+        pixels = self.settings.batch * wanted**2
+        larger = pixels // min(height, width, math.isqrt(pixels)) // cell * cell
+        shared = overlap * wanted / larger
+        rows, columns = (seamless_side(side, larger - 2 * reach, shared, cell, reach) for side in (height, width))
+        return rows, columns, max(1, pixels // (rows.length * columns.length))
 
     def _noise(self, image: np.ndarray) -> torch.Tensor | None:
         """Draw what a code in use as a sample needs for the whole image, so that all tiles see the same of it."""
@@ -172,12 +184,20 @@ class Predictor:
         if margin or below or right:
             tiles = np.pad(tiles, ((0, 0), (margin, below), (margin, right), (0, 0)), mode="symmetric")
         inputs = as_input(torch.from_numpy(tiles).to(self.device))
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            logits = self.network(inputs) if noise is None else self.network(inputs, noise=noise.to(self.device))
-        probabilities = self.activation(logits.float())
+        drawn = {} if noise is None else {"noise": noise.to(self.device)}
+        probabilities = self.activation(self.forward(inputs, **drawn))
         if stride > 1:
             probabilities = nn.functional.interpolate(probabilities, scale_factor=stride, mode="bilinear")
         return probabilities[:, :, :height, :width].cpu().numpy()
+
+
+def _mean(maps: Iterable[np.ndarray]) -> np.ndarray:
+    """Average maps that are made one after another, with two of them in memory."""
+    total, count = None, 0
+    for made in maps:
+        total, count = made if total is None else total + made, count + 1
+    assert total is not None
+    return total if count == 1 else total / count
 
 
 def _turned_back(maps: np.ndarray, directions: tuple[int, int], turns: int, mirrored: bool) -> np.ndarray:
@@ -244,9 +264,8 @@ class ClassPredictor(Predictor):
         for turns, mirrored in orientations:
             turned = np.rot90(tiles, turns, axes=(1, 2))
             turned = np.ascontiguousarray(turned[:, :, ::-1] if mirrored else turned)
-            with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                logits = self.network(as_input(torch.from_numpy(turned).to(self.device)))
-            total = total + self.activation(logits.float()).cpu()
+            logits = self.forward(as_input(torch.from_numpy(turned).to(self.device)))
+            total = total + self.activation(logits).cpu()
         return (total / len(orientations)).numpy()
 
 
@@ -258,10 +277,7 @@ class Ensemble:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8."""
-        total = self.members[0](image)
-        for member in self.members[1:]:
-            total = total + member(image)
-        return total / len(self.members)
+        return _mean(member(image) for member in self.members)
 
 
 def predictor_of(

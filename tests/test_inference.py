@@ -84,7 +84,7 @@ def test_an_image_is_made_in_tiles_as_it_is_made_whole(settings: dict[str, objec
     network = varied(settings)
     image = picture(301, 262)
     made = [
-        predictor_of(network, "identity", "stored", PredictSettings(tile=tile, batch=3), CPU, makes_images=True)(image)
+        predictor_of(network, "identity", "stored", PredictSettings(tile=tile, batch=1), CPU, makes_images=True)(image)
         for tile in (64, 4096)
     ]
     assert made[1].std() > 0.02
@@ -167,7 +167,7 @@ def test_maps_of_an_encoder_hardly_depend_on_the_tiles() -> None:
 
 
 def _reaching(network: Network, reach: int | None, tile: int) -> Predictor:
-    predict = Predictor(copy.copy(network), "sigmoid", "stretch", PredictSettings(tile=tile, batch=3), CPU)
+    predict = Predictor(copy.copy(network), "sigmoid", "stretch", PredictSettings(tile=tile, batch=1), CPU)
     predict.network.reach = network.reach if reach is None else reach
     return predict
 
@@ -177,7 +177,7 @@ def _whole_and_tiled(settings: dict[str, object], side: int) -> list[np.ndarray]
     network = build_network(NetworkSettings(**settings), 3, 2).eval()
     image = cv2.GaussianBlur(picture(side, 390), (0, 0), 3)
     return [
-        Predictor(network, "sigmoid", "stretch", PredictSettings(tile=tile, batch=3), CPU)(image) for tile in (4096, 64)
+        Predictor(network, "sigmoid", "stretch", PredictSettings(tile=tile, batch=1), CPU)(image) for tile in (4096, 64)
     ]
 
 
@@ -185,7 +185,7 @@ def _whole_and_tiled(settings: dict[str, object], side: int) -> list[np.ndarray]
 @pytest.mark.parametrize("size", [(50, 70), (64, 64), (200, 131), (1, 1)])
 def test_tiles_and_flips_do_not_change_a_network_of_one_pixel(size: tuple[int, int], flips: str) -> None:
     image = picture(*size)
-    settings = PredictSettings(tile=64, overlap=0.25, flips=flips, batch=3)
+    settings = PredictSettings(tile=64, overlap=0.25, flips=flips, batch=1)
     found = Predictor(Brightness(), "sigmoid", "stored", settings, CPU)(image)
     expected = 1 / (1 + np.exp(2 - image.mean(axis=2) / 255 * 4))
     assert found.shape == (1, *size)
@@ -274,3 +274,22 @@ def test_a_mirrored_border_takes_the_frame_away_that_zeros_leave() -> None:
     assert framed.shape == whole.shape == (3, 21, 34)
     assert framed[:, 0, 0].max() < 0.5 * 200 / 255
     np.testing.assert_allclose(whole, 200 / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(700, 500), (150, 2000), (90, 90)])
+def test_a_batch_of_tiles_is_taken_as_one_larger_tile(size: tuple[int, int]) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Watched(Brightness):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(image.shape))
+            return super().forward(image)
+
+    image = picture(*size)
+    Predictor(Watched(), "sigmoid", "stored", PredictSettings(tile=64, batch=9), CPU)(image)
+    pixels = [count * height * width for count, _, height, width in seen]
+    # Nothing larger than a batch of tiles, and with nothing around a pixel to see, little is looked at twice.
+    assert max(pixels) <= 9 * 64**2
+    assert sum(pixels) <= 1.6 * image.shape[0] * image.shape[1]
+    if size == (90, 90):
+        assert seen == [(1, 3, 90, 90)]

@@ -21,6 +21,7 @@ from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
 
 if TYPE_CHECKING:
+    from pipeline.inference import Ensemble, Predictor
     from pipeline.trained import TrainedRun
 
 
@@ -91,11 +92,7 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     from pipeline.trained import STAIN, named_run
 
     trained = named_run(run)
-    settings = load_config(None, [*overrides])
-    asked = {override.partition("=")[0].split(".")[0] for override in overrides}
-    predict = trained.predictor(
-        settings.predict if "predict" in asked else trained.config.predict, trained.compute_here(settings.compute)
-    )
+    predict = _with_settings(trained, overrides)
     thresholds = None if trained.outputs.is_image or trained.outputs.is_class else trained.thresholds()
     if overlay and thresholds is None:
         raise ValueError(f"--overlay shows masks, and {trained.folder} makes none; leave it out")
@@ -148,18 +145,13 @@ def predict_slides(
     if not files or repeated:
         found = f"several of {', '.join(repeated[:5])}" if repeated else "none"
         raise ValueError(f"{slides}: expected slides of different names without suffix, found {found}")
-    settings = load_config(None, [*overrides])
-    asked = {override.partition("=")[0].split(".")[0] for override in overrides}
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     faults = []
     for file in files:
         try:
             with open_slide(file) as slide:
                 view = View(slide) if mpp is None else View.at(slide, mpp)
-                predict = trained.predictor(
-                    settings.predict if "predict" in asked else trained.config.predict,
-                    trained.compute_here(settings.compute),
-                )
+                predict = _with_settings(trained, overrides, quick_engine=True)
                 done = predict_slide(
                     view, predict, trained.outputs, trained.thresholds(), out, file.stem, normaliser
                 )  # fmt: skip
@@ -175,3 +167,17 @@ def predict_slides(
     print(f"Written: {len(files) - len(faults)} of {len(files)} slides to {out}")
     if faults:
         raise ValueError(f"{len(faults)} of {len(files)} slides failed:\n" + "\n".join(f"  {it}" for it in faults))
+
+
+def _with_settings(
+    trained: TrainedRun, overrides: Sequence[str], *, quick_engine: bool = False
+) -> Predictor | Ensemble:  # fmt: skip
+    """Return the run's predictor with its own settings but for those that are given; predict.engine=auto is chosen."""
+    given = load_config(None, [*overrides])
+    names = [override.partition("=")[0].split(".") for override in overrides]
+    own = {name[1]: getattr(given.predict, name[1]) for name in names if name[0] == "predict" and len(name) > 1}
+    compute = trained.compute_here(given.compute)
+    settings = trained.config.predict.model_copy(update=own)
+    if quick_engine and settings.engine == "auto" and compute.device == "cpu":
+        settings = settings.model_copy(update={"engine": "openvino"})
+    return trained.predictor(settings, compute)

@@ -1,0 +1,120 @@
+"""What runs a network in use: PyTorch, or OpenVINO on processors, which fuses layers and keeps them in the cache."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.config import ComputeSettings
+
+Forward = Callable[..., torch.Tensor]
+"""(N, 3, height, width) float32 in [0, 1], and noise for a code that is drawn, to (N, ...) float32 logits."""
+
+PROBE = 128
+"""Side in pixels of the image on which both engines are compared before OpenVINO is used."""
+APART = 0.03
+"""Largest mean difference between the engines' outputs, as a share of their range, that is put down to rounding."""
+SHAPES = 3
+"""Shapes of input for which compiled networks are kept: inside a slide, along its edges."""
+
+
+def forward_of(network: nn.Module, engine: str, compute: ComputeSettings) -> Forward:
+    """Return what maps inputs to logits by an engine: pytorch, openvino, or auto, which is pytorch.
+
+    compute: as frozen. Raises ValueError for openvino on another device than the CPU, and where it does not give what
+    PyTorch gives.
+    """
+    in_pytorch = _in_pytorch(network, compute)
+    if engine != "openvino":
+        return in_pytorch
+    if compute.device != "cpu":
+        raise ValueError(
+            f"predict.engine=openvino: expected compute.device=cpu, found {compute.device}; take predict.engine=pytorch"
+        )
+    compiled = OpenVino(network, compute)
+    apart = difference(in_pytorch, compiled)
+    if apart > APART:
+        raise ValueError(
+            f"predict.engine=openvino: expected what PyTorch gives, found outputs that differ by {apart:.1%} of their "
+            "range on average; take predict.engine=pytorch"
+        )
+    return compiled
+
+
+def difference(first: Forward, second: Forward) -> float:
+    """Compare two engines on one image of noise and edges: mean absolute difference over the range of the first."""
+    generator = torch.Generator().manual_seed(0)
+    # Of another size than the image that a conversion follows: what it took for constant shows.
+    coarse = torch.rand((1, 3, PROBE // 8, PROBE // 16), generator=generator)
+    image = nn.functional.interpolate(coarse, scale_factor=16.0, mode="nearest")
+    with torch.inference_mode():
+        one, other = first(image), second(image)
+    return float((one - other).abs().mean() / (one.max() - one.min()).clamp_min(1e-6))
+
+
+def _in_pytorch(network: nn.Module, compute: ComputeSettings) -> Forward:
+    device = torch.device(compute.device).type
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.precision)
+
+    def forward(inputs: torch.Tensor, **drawn: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            logits: torch.Tensor = network(inputs, **drawn)
+        return logits.float()
+
+    return forward
+
+
+class OpenVino:
+    """A network as OpenVINO compiles it, for each shape of input once; same arguments and result as Forward.
+
+    The network is traced by its own call; it must be one that takes images and nothing beside.
+    Raises ValueError where it cannot be converted.
+    """
+
+    def __init__(self, network: nn.Module, compute: ComputeSettings) -> None:
+        import openvino
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+        self.core = openvino.Core()
+        self.settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if compute.precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": compute.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        example = torch.zeros((1, 3, PROBE, PROBE))
+        try:
+            # The converter's own steps, without its front door, which reports to its makers over the network.
+            with torch.inference_mode(), warnings.catch_warnings():
+                # Of sizes that it takes for constants; the comparison at another size shows where that matters.
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                decoder = TorchScriptPythonDecoder(network, example_input=(example,))
+            front_end = FrontEndManager().load_by_framework("pytorch")
+            model = front_end.convert(front_end.load(decoder))
+        except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
+            raise ValueError(
+                f"predict.engine=openvino: expected a network that it can convert, found {type(network).__name__}: "
+                f"{str(error).strip().splitlines()[0]}; take predict.engine=pytorch"
+            ) from error
+        self.model = model
+        self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+
+    def __call__(self, inputs: torch.Tensor, **drawn: torch.Tensor) -> torch.Tensor:
+        """Run the network on (N, 3, height, width) float32."""
+        if drawn:
+            raise ValueError("predict.engine=openvino: expected no code that is drawn; take predict.engine=pytorch")
+        shape = tuple(inputs.shape)
+        if shape not in self._compiled:
+            model = self.model.clone()
+            model.reshape(list(shape))
+            self._compiled[shape] = self.core.compile_model(model, "CPU", self.settings)
+            while len(self._compiled) > SHAPES:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(shape)
+        return torch.from_numpy(self._compiled[shape](np.ascontiguousarray(inputs.numpy()))[0])

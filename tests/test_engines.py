@@ -1,0 +1,81 @@
+"""OpenVINO gives what PyTorch gives, at sizes that it was not converted with, or is refused."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import ComputeSettings, NetworkSettings, PredictSettings
+from pipeline.engines import SHAPES, OpenVino, forward_of
+from pipeline.inference import predictor_of
+from pipeline.networks import Network, build_network
+
+CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
+NETWORKS: list[dict[str, object]] = [
+    {"width": 4, "depth": 2},
+    {"name": "smp:Unet", "arguments": {"encoder_name": "tu-tf_efficientnet_lite0", "encoder_weights": None}},
+    {"name": "smp:Unet", "arguments": {"encoder_name": "resnet18", "encoder_weights": None}},
+]
+
+
+def network_of(settings: dict[str, object]) -> Network:
+    """A network whose batch norms have seen some images, so that its numbers stay moderate."""
+    torch.manual_seed(3)
+    network = build_network(NetworkSettings(**settings), 3, 2).train()
+    with torch.no_grad():
+        for _ in range(4):
+            network(torch.rand(2, 3, 128, 128))
+    return network.eval()
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    noise = np.random.default_rng(4).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+@pytest.mark.parametrize("settings", NETWORKS, ids=lambda settings: str(settings.get("arguments", settings)))
+def test_maps_are_those_of_pytorch(settings: dict[str, object]) -> None:
+    network = network_of(settings)
+    image = picture(170, 330)
+    plain, quick = (
+        predictor_of(network, "sigmoid", "stretch", PredictSettings(engine=engine), CPU, makes_images=False)(image)
+        for engine in ("pytorch", "openvino")
+    )
+    assert plain.std() > 0.01
+    np.testing.assert_allclose(quick, plain, atol=2e-3)
+
+
+def test_the_same_bytes_again_and_few_shapes_are_kept() -> None:
+    network = network_of(NETWORKS[0])
+    forward = OpenVino(network, CPU)
+    inputs = [torch.rand(1, 3, 32, 32 * count) for count in range(1, SHAPES + 3)]
+    first = [forward(one) for one in inputs]
+    again = [forward(one) for one in inputs]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert len(forward._compiled) == SHAPES
+
+
+def test_auto_is_pytorch() -> None:
+    network = network_of(NETWORKS[0])
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(forward_of(network, "auto", CPU)(image), network(image))
+
+
+def test_a_network_that_is_not_carried_over_is_refused() -> None:
+    class Constant(Network):
+        """Remembers the size of the first image, as a conversion may."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image + float(image.shape[-2]) * image.mean(dim=1, keepdim=True)
+
+    with pytest.raises(ValueError, match=r"predict\.engine=openvino: expected .* take predict\.engine=pytorch"):
+        forward_of(Constant(), "openvino", CPU)
+
+
+def test_another_device_is_refused() -> None:
+    elsewhere = CPU.model_copy(update={"device": "cuda"})
+    with pytest.raises(ValueError, match=r"expected compute\.device=cpu, found cuda"):
+        forward_of(network_of(NETWORKS[0]), "openvino", elsewhere)
