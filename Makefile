@@ -103,7 +103,7 @@ data: $(READY)  ## a competition's files into data/raw/ (DATASET=dsb2018, FROM=<
 kaggle-submit: $(READY)  ## hand in the submission with Kaggle's client
 	@$(PIPELINE) kaggle-submit -c $(CONFIG) $(SET)
 
-bench: $(READY)  ## speed against other libraries, as ratios (SUITE=stains, training)
+bench: $(READY)  ## speed against other libraries, as ratios (SUITE=stains, training, inference, ...)
 	@$(PIPELINE) bench $(SUITE)
 
 bench-peers: $(READY)  ## the other libraries of `make bench` and `make peers`, each in an environment of its own

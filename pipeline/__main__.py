@@ -91,7 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("dataset", help="sample, dsb2018")
     data.add_argument("--from", dest="source", type=Path, help="take the files from this folder instead of from Kaggle")
     bench = _command(commands, "bench", "measure speed against other libraries, as ratios", _bench)
-    bench.add_argument("suites", nargs="*", metavar="suite", help="stains, training; all where none is named")
+    bench.add_argument(
+        "suites",
+        nargs="*",
+        metavar="suite",
+        help="stains, training, inference, inference_slide (not by default), matching, run_lengths, help",
+    )
     bench.add_argument("--install-peers", action="store_true", help="only install the other libraries, each by itself")
     ablation = _command(
         commands, "ablation", "train one segmenter without and with each remedy", _run_ablation,

@@ -12,7 +12,19 @@ from tqdm import tqdm
 from pipeline.benchmarks import agreement, peers
 from pipeline.benchmarks.history import Check, Findings
 from pipeline.benchmarks.tiles import SIZES, fingerprint, render_reference, render_tiles
-from pipeline.benchmarks.timing import Aim, Contest, Pace, Process, Row, Side, SideFailed, here, hold, rows_of
+from pipeline.benchmarks.timing import (
+    Aim,
+    Contest,
+    Pace,
+    Process,
+    Row,
+    Side,
+    SideFailed,
+    here,
+    hold,
+    rows_of,
+    versions_of,
+)
 
 THREADS = 2
 OURS = "stainseg"
@@ -55,7 +67,7 @@ def run(pace: Pace | None = None) -> Findings:
         rows: list[Row] = []
         for contest in tqdm(contests, desc="contests", unit="contest", disable=None):
             rows += rows_of(contest, hold(contest, players, pace or Pace()))
-        versions = {side.name: side.missing or _versions(players[side.name]) for side in sides()}
+        versions = {side.name: side.missing or versions_of(players[side.name]) for side in sides()}
         checks = _checks(list(stacks.values()), reference, players[TORCHSTAIN[0]], folder)
     return Findings(items, THREADS, versions, rows, checks)
 
@@ -94,13 +106,6 @@ def _checks(stacks: list[np.ndarray], reference: np.ndarray, torchstain: Process
     except SideFailed as failed:
         return [*checks, Check("transform as torchstain", None, "", agreement.AGREEING, detail=str(failed))]
     return checks + agreement.with_torchstain(stacks[0], np.load(made), measured)
-
-
-def _versions(player: Process) -> str:
-    try:
-        return str(player.ask(call="versions", **{"with": {}})["answer"])
-    except SideFailed as failed:
-        return str(failed)
 
 
 def _named(size: tuple[int, int]) -> str:

@@ -341,6 +341,14 @@ def _measured(row: Row, ours: Times, other: Times, amount: float, aim: float | N
     )
 
 
+def versions_of(player: Player) -> str:
+    """Return which versions a side is made of, or why it does not say."""
+    try:
+        return str(player.ask(call="versions", **{"with": {}})["answer"])
+    except SideFailed as failed:
+        return str(failed)
+
+
 def here(name: str, script: Path, threads: int, **variant: Any) -> Side:
     """Return a side that runs in this environment and may import the pipeline."""
     return Side(name, Path(sys.executable), script, threads, variant, importable=Path(__file__).parents[2])

@@ -13,7 +13,19 @@ from tqdm import tqdm
 
 from pipeline.benchmarks.history import Check, Findings
 from pipeline.benchmarks.tiles import fingerprint
-from pipeline.benchmarks.timing import Aim, Contest, Pace, Process, Row, Side, SideFailed, here, hold, rows_of
+from pipeline.benchmarks.timing import (
+    Aim,
+    Contest,
+    Pace,
+    Process,
+    Row,
+    Side,
+    SideFailed,
+    here,
+    hold,
+    rows_of,
+    versions_of,
+)
 from pipeline.laboratories import LABORATORIES
 from pipeline.records.case import Case, write_cases
 from pipeline.records.rasters import write_png
@@ -80,7 +92,7 @@ def run(pace: Pace = PACE, size: Size | None = None) -> Findings:
         for contest in tqdm(contests, desc="contests", unit="contest", disable=None):
             rows += rows_of(contest, hold(contest, players, pace))
         checks = [check for name in size.networks for check in _checks(name, players, root, size)]
-        versions = {name: _versions(player) for name, player in players.items()}
+        versions = {name: versions_of(player) for name, player in players.items()}
     return Findings(items, size.threads, versions, rows, checks)
 
 
@@ -143,10 +155,3 @@ def _checks(name: str, players: dict[str, Process], root: Path, size: Size) -> l
         Check(waits, 100.0 * looped["waiting"], "%", WAITING, True, detail),
         Check(same, apart, "%", APART, True, f"between means over the first {size.steps} steps: {looped['loss']:.6f}"),
     ]
-
-
-def _versions(player: Process) -> str:
-    try:
-        return str(player.ask(call="versions", **{"with": {}})["answer"])
-    except SideFailed as failed:
-        return str(failed)

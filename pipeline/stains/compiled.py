@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import cv2
-import numba
 import numpy as np
+
+from pipeline.machine_code import compiled
 
 LEAST_PART = 2**17
 """Pixels below which a thread of its own is not worth its start."""
@@ -22,14 +24,7 @@ BLOCK = 256
 """Pixels that stay in the first cache while they go through several steps."""
 
 
-def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call and keep the machine code beside the module, or in the user's cache folder."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(loop)
-    except RuntimeError:
-        # Neither folder can be written, as in a read-only installation: compiled anew in each process.
-        return numba.njit(**options)(loop)
+_compiled = partial(compiled, exact=False)
 
 
 def over_image(loop: Callable[..., Any], image: np.ndarray, *tables: np.ndarray) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""Sides of the contests of tiled inference: the product's predictor, MONAI's sliding windows, and the bare pass.
+
+All turn one image, (height, width, 3) uint8, into probabilities, (channels, height, width) float32, with the same
+weights. The bare pass has one tile in memory as the network takes it, as large as the product takes it, and maps it as
+often as the image has pixels for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+
+from pipeline import device
+from pipeline.config import PredictSettings, load_config
+from pipeline.engines import forward_of
+from pipeline.inference import predictor_of
+from pipeline.networks import Network
+from pipeline.trained import open_run
+
+ROI, WINDOWS, OVERLAP = 256, 4, 0.25
+"""MONAI's windows, how many go through together, and the share by which they overlap (its default)."""
+Variant = Literal["openvino", "pytorch", "monai", "monai in bf16", "bare openvino", "bare pytorch"]
+
+
+def prepare(image: str, run: str, threads: int, variant: Variant) -> Callable[[], np.ndarray]:
+    """Return one pass over the image of a .npy file: to its probabilities, or of the bare pass to its last tile's.
+
+    run: the folder of a trained run.
+    """
+    torch.set_num_threads(threads)
+    picture = np.load(image, mmap_mode="r")
+    trained = open_run(Path(run))
+    model = cast(Network, trained.network().eval())
+    if variant.startswith("monai"):
+        return _with_monai(model, picture, bf16=variant != "monai")
+    compute = device.freeze(load_config(None, ["compute.device=cpu"]).compute.model_copy(update={"threads": threads}))
+    model.to(memory_format=torch.channels_last)
+    settings = PredictSettings(engine=_engine(variant))
+    if variant.startswith("bare"):
+        return _bare(forward_of(model, settings.engine, compute), picture, settings, model)
+    predict = predictor_of(model, trained.outputs.activation, "stored", settings, compute, makes_images=False)
+    return lambda: predict(np.asarray(picture))
+
+
+def mask(out: str, **task: Any) -> None:
+    """Write where the first channel is above one half, (height, width) bool, as a .npy file."""
+    np.save(out, prepare(**task)()[0] > 0.5)
+
+
+def _engine(variant: str) -> Literal["pytorch", "openvino"]:
+    return "openvino" if variant.endswith("openvino") else "pytorch"
+
+
+def _with_monai(model: torch.nn.Module, picture: np.ndarray, *, bf16: bool) -> Callable[[], np.ndarray]:
+    from monai.inferers import sliding_window_inference
+
+    if bf16:
+        model.to(memory_format=torch.channels_last)
+
+    def forward(windows: torch.Tensor) -> torch.Tensor:
+        if not bf16:
+            return torch.as_tensor(model(windows))
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.as_tensor(model(windows.contiguous(memory_format=torch.channels_last))).float()
+
+    def once() -> np.ndarray:
+        inputs = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None].float() / 255.0
+        with torch.no_grad():
+            logits = sliding_window_inference(inputs, ROI, WINDOWS, forward, overlap=OVERLAP)
+        return torch.sigmoid(torch.as_tensor(logits))[0].numpy()
+
+    return once
+
+
+def _bare(
+    forward: Callable[..., torch.Tensor], picture: np.ndarray, settings: PredictSettings, model: Network
+) -> Callable[[], np.ndarray]:
+    height, width = picture.shape[:2]
+    side = min(height, width, round(settings.batch**0.5 * (settings.tile + 2 * model.reach))) // model.cell * model.cell
+    tile = torch.from_numpy(np.ascontiguousarray(picture[:side, :side])).permute(2, 0, 1)[None].float() / 255.0
+    tile = tile.contiguous(memory_format=torch.channels_last)
+    times = max(1, round(height * width / side**2))
+
+    @torch.inference_mode()
+    def once() -> np.ndarray:
+        for _ in range(times):
+            last = forward(tile)
+        return last.numpy()[0]
+
+    return once
+
+
+def versions() -> str:
+    """Say which versions take part."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "monai", "openvino"))
