@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +19,6 @@ PROBE = 128
 """Side in pixels of the image on which both engines are compared before OpenVINO is used."""
 APART = 0.03
 """Largest mean difference between the engines' outputs, as a share of their range, that is put down to rounding."""
-SHAPES = 3
-"""Shapes of input for which compiled networks are kept: inside a slide, along its edges."""
 
 
 def forward_of(network: nn.Module, engine: str, compute: ComputeSettings) -> Forward:
@@ -71,7 +68,7 @@ def _in_pytorch(network: nn.Module, compute: ComputeSettings) -> Forward:
 
 
 class OpenVino:
-    """A network as OpenVINO compiles it, for each shape of input once; same arguments and result as Forward.
+    """A network as OpenVINO compiles it for a shape of input; same arguments and result as Forward.
 
     The network is traced by its own call; it must be one that takes images and nothing beside.
     Raises ValueError where it cannot be converted.
@@ -103,18 +100,18 @@ class OpenVino:
                 f"{str(error).strip().splitlines()[0]}; take predict.engine=pytorch"
             ) from error
         self.model = model
-        self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        # Of one shape of input at a time: each takes as much memory as its activations, and a fifth of a second.
+        self._shape: tuple[int, ...] = ()
+        self._compiled: Any = None
 
     def __call__(self, inputs: torch.Tensor, **drawn: torch.Tensor) -> torch.Tensor:
         """Run the network on (N, 3, height, width) float32."""
         if drawn:
             raise ValueError("predict.engine=openvino: expected no code that is drawn; take predict.engine=pytorch")
         shape = tuple(inputs.shape)
-        if shape not in self._compiled:
+        if shape != self._shape:
+            self._compiled = None
             model = self.model.clone()
             model.reshape(list(shape))
-            self._compiled[shape] = self.core.compile_model(model, "CPU", self.settings)
-            while len(self._compiled) > SHAPES:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(shape)
-        return torch.from_numpy(self._compiled[shape](np.ascontiguousarray(inputs.numpy()))[0])
+            self._compiled, self._shape = self.core.compile_model(model, "CPU", self.settings), shape
+        return torch.from_numpy(self._compiled(np.ascontiguousarray(inputs.numpy()))[0])

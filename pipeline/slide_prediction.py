@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from pipeline.records.files import write_bytes, written_aside
 from pipeline.records.rasters import from_levels, to_levels, write_png
 from pipeline.records.slides import View
 from pipeline.reporting.overlays import PAINT
+from pipeline.reporting.slide_page import write_outlines, write_piece, write_slide_page
 from pipeline.stitching import FoundObject, Stitcher
 
 if TYPE_CHECKING:
@@ -47,13 +49,15 @@ OVERVIEW = 1600
 """Pixels along the longer side of the overview."""
 
 Maps = Callable[[np.ndarray], np.ndarray]
+Block = tuple[int, int, int, int]
+"""Top, left, height and width in pixels of a view."""
 
 
 @dataclass
 class _Objects:
     """Many objects in little memory: corner, height and width of each, and the bits of its mask."""
 
-    boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    boxes: list[Block] = field(default_factory=list)
     bits: list[bytes] = field(default_factory=list)
 
     def add(self, found: FoundObject) -> None:
@@ -69,6 +73,16 @@ class _Objects:
         _, _, tall, wide = self.boxes[index]
         bits = np.unpackbits(np.frombuffer(self.bits[index], np.uint8), count=tall * wide)
         return bits.reshape(tall, wide).astype(bool)
+
+    def ring(self, index: int) -> np.ndarray:
+        """The outer edge midway between its pixels and others, columns and rows: (points, 2); holes are left out."""
+        from skimage.measure import approximate_polygon, find_contours
+
+        # One pixel of nothing all around, which the half pixel from centres to corners takes back in part.
+        padded = np.pad(self.mask(index), 1).astype(np.float32)
+        longest = max(find_contours(padded, 0.5), key=len) - 0.5
+        corners: np.ndarray = approximate_polygon(longest, 1e-6)[:, ::-1]
+        return corners + np.array(self.boxes[index][1::-1])
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,9 @@ def predict_slide(
     """Segment a view of a slide.
 
     Writes <stem>.tif, one plane of object ids (uint32) or class ids in tiles, at the view's resolution; <stem>.geojson,
-    outlines of objects in pixels of the slide's finest level, as QuPath opens it; <stem>_overview.png. Light
-    (train.intensity) and stain are measured once for the whole slide, on blocks of tissue: blocks do not differ.
+    outlines of objects in pixels of the slide's finest level, as QuPath opens it; <stem>_overview.png; <stem>.html with
+    <stem>_pieces/, to look at in a browser. Light (train.intensity) and stain are measured once for the whole slide, on
+    blocks of tissue: blocks do not differ.
     """
     tissue = find_tissue(view)
     sample = [view.window(*place) for place in _evenly(tissue, SAMPLED)]
@@ -100,7 +115,7 @@ def predict_slide(
 
 
 def write_slide(
-    view: View, maps_of: Maps, reach: int, tissue: Sequence[tuple[int, int, int, int]], outputs: Outputs,
+    view: View, maps_of: Maps, reach: int, tissue: Sequence[Block], outputs: Outputs,
     thresholds: Thresholds, out: Path, stem: str,
 ) -> SlidePrediction:  # fmt: skip
     """Predict the blocks of tissue, stitch what they hold, and write it; see predict_slide.
@@ -108,7 +123,8 @@ def write_slide(
     maps_of: (height, width, 3) uint8 to (channels, height, width); reach: pixels that a map looks beyond its own.
     """
     parts = out / f"{stem}.parts"
-    _predict_blocks(view, maps_of, reach, tissue, parts)
+    page = out / f"{stem}.html"
+    _predict_blocks(view, maps_of, reach, tissue, parts, page)
     blocks = len(blocks_of(view))
     if outputs.has_objects:
         stitcher = Stitcher(view.height, view.width, outputs.channels, thresholds)
@@ -119,6 +135,7 @@ def write_slide(
         _write_tiles(out / f"{stem}.tif", view, _object_rows(view, objects), np.dtype(np.uint32))
         _write_outlines(out / f"{stem}.geojson", view, objects)
         _write_overview(out / f"{stem}_overview.png", view, objects)
+        _write_page(page, view, objects, tissue)
         done = SlidePrediction(len(objects.boxes), len(tissue), blocks, stitcher.cut_)
     else:
         rows = _class_rows(view, tissue, parts, outputs, thresholds)
@@ -131,7 +148,7 @@ def write_slide(
 # --- What is predicted ------------------------------------------------------------------------------------------------
 
 
-def blocks_of(view: View) -> list[tuple[int, int, int, int]]:
+def blocks_of(view: View) -> list[Block]:
     """Lay blocks over a view: top, left, height and width of each, row by row."""
     return [
         (top, left, min(BLOCK, view.height - top), min(BLOCK, view.width - left))
@@ -140,7 +157,7 @@ def blocks_of(view: View) -> list[tuple[int, int, int, int]]:
     ]
 
 
-def find_tissue(view: View) -> list[tuple[int, int, int, int]]:
+def find_tissue(view: View) -> list[Block]:
     """Return the blocks in which something is darker than the slide's glass; all where it shows none, or is dark."""
     blocks = blocks_of(view)
     step = max(COARSE, math.ceil(max(view.height, view.width) / LARGEST_COARSE))
@@ -193,52 +210,80 @@ def _reach(predict: Predictor | Ensemble) -> int:
     return max(math.ceil(one.network.reach / min(one.settings.scales)) for one in predictors)
 
 
-def _evenly(places: Sequence[tuple[int, int, int, int]], count: int) -> list[tuple[int, int, int, int]]:
+def _evenly(places: Sequence[Block], count: int) -> list[Block]:
     picked = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
     return [places[index] for index in picked]
 
 
-def _predict_blocks(
-    view: View, maps_of: Maps, reach: int, tissue: Sequence[tuple[int, int, int, int]], parts: Path
-) -> None:
-    """Write the maps of every block of tissue that has none yet, with INTERIOR_REACH pixels more on each side."""
+def _predict_blocks(view: View, maps_of: Maps, reach: int, tissue: Sequence[Block], parts: Path, page: Path) -> None:
+    """Write the maps of every block of tissue that has none yet, with INTERIOR_REACH pixels more on each side.
+
+    While the network looks at a block, the next one is read and the last one is written; three are in memory.
+    """
     from tqdm import tqdm
 
     margin = reach + INTERIOR_REACH
-    for block in tqdm(tissue, desc="predict", unit="block", disable=None):
-        file = _part(parts, block)
-        if file.exists():
-            continue
-        top, left, height, width = block
-        first, start = max(top - margin, 0), max(left - margin, 0)
-        last, end = min(top + height + margin, view.height), min(left + width + margin, view.width)
-        maps = maps_of(view.window(first, start, last - first, end - start))
-        rows, columns = _with_rim(view, block)
-        inner = maps[:, rows.start - first : rows.stop - first, columns.start - start : columns.stop - start]
-        levels = to_levels(inner)
-        done, packed = cv2.imencode(".png", levels.reshape(-1, levels.shape[2]), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        assert done
-        write_bytes(file, packed.tobytes())
+    waiting = [block for block in tissue if not _part(parts, block).exists()]
+
+    def read(block: Block) -> np.ndarray:
+        return view.window(*_grown(view, block, margin))
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        windows = _ahead(reader, read, waiting)
+        written: Future[None] | None = None
+        progress = tqdm(
+            waiting, desc="predict", unit="block", initial=len(tissue) - len(waiting), total=len(tissue), disable=None
+        )
+        for block, window in zip(progress, windows, strict=True):
+            maps = maps_of(window)
+            if written is not None:
+                written.result()
+            top, left, _, _ = _grown(view, block, margin)
+            first, start, height, width = _grown(view, block, INTERIOR_REACH)
+            inner = maps[:, first - top : first - top + height, start - left : start - left + width]
+            seen = window[block[0] - top : block[0] - top + block[2], block[1] - left : block[1] - left + block[3]]
+            written = writer.submit(_write_block, _part(parts, block), inner, page, block, seen)
+        if written is not None:
+            written.result()
 
 
-def _part(parts: Path, block: tuple[int, int, int, int]) -> Path:
+def _ahead(
+    reader: ThreadPoolExecutor, read: Callable[[Block], np.ndarray], blocks: Sequence[Block]
+) -> Iterator[np.ndarray]:
+    """Yield what is read of blocks in their order, the next one being read meanwhile."""
+    upcoming = reader.submit(read, blocks[0]) if blocks else None
+    for following in [*blocks[1:], None]:
+        if upcoming is None:
+            return
+        window = upcoming.result()
+        upcoming = None if following is None else reader.submit(read, following)
+        yield window
+
+
+def _write_block(file: Path, maps: np.ndarray, page: Path, block: Block, seen: np.ndarray) -> None:
+    """Write the picture of a block, then its maps, which stand for both."""
+    write_piece(page, block[0], block[1], seen)
+    levels = to_levels(maps)
+    done, packed = cv2.imencode(".png", levels.reshape(-1, levels.shape[2]), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert done
+    write_bytes(file, packed.tobytes())
+
+
+def _part(parts: Path, block: Block) -> Path:
     return parts / f"{block[0]}_{block[1]}.png"
 
 
-def _with_rim(view: View, block: tuple[int, int, int, int]) -> tuple[slice, slice]:
-    """A block and INTERIOR_REACH pixels more on each side that is not the view's own."""
+def _grown(view: View, block: Block, margin: int) -> Block:
+    """A block and so many pixels more on each side that is not the view's own."""
     top, left, height, width = block
-    return (
-        slice(max(top - INTERIOR_REACH, 0), min(top + height + INTERIOR_REACH, view.height)),
-        slice(max(left - INTERIOR_REACH, 0), min(left + width + INTERIOR_REACH, view.width)),
-    )
+    first, start = max(top - margin, 0), max(left - margin, 0)
+    return first, start, min(top + height + margin, view.height) - first, min(left + width + margin, view.width) - start
 
 
-def _maps(view: View, block: tuple[int, int, int, int], parts: Path, channels: int) -> np.ndarray:
+def _maps(view: View, block: Block, parts: Path, channels: int) -> np.ndarray:
     """The maps of a block and its rim; 0 where it holds no tissue."""
     file = _part(parts, block)
-    rows, columns = _with_rim(view, block)
-    shape = channels, rows.stop - rows.start, columns.stop - columns.start
+    shape = channels, *_grown(view, block, INTERIOR_REACH)[2:]
     if not file.exists():
         return np.zeros(shape, np.float32)
     levels = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -250,7 +295,7 @@ def _maps(view: View, block: tuple[int, int, int, int], parts: Path, channels: i
 
 
 def _stitched(
-    view: View, tissue: Sequence[tuple[int, int, int, int]], parts: Path, stitcher: Stitcher, channels: int
+    view: View, tissue: Sequence[Block], parts: Path, stitcher: Stitcher, channels: int
 ) -> Iterator[FoundObject]:
     for block in blocks_of(view):
         yield from stitcher.add(_maps(view, block, parts, channels), *block)
@@ -276,11 +321,11 @@ def _object_rows(view: View, objects: _Objects) -> Iterator[np.ndarray]:
 
 
 def _class_rows(
-    view: View, tissue: Sequence[tuple[int, int, int, int]], parts: Path, outputs: Outputs, thresholds: Thresholds
+    view: View, tissue: Sequence[Block], parts: Path, outputs: Outputs, thresholds: Thresholds
 ) -> Iterator[np.ndarray]:
     """Make class ids, one row of tiles at a time: (TILE, width) uint16."""
     with_tissue = set(tissue)
-    rows: dict[int, list[tuple[int, int, int, int]]] = {}
+    rows: dict[int, list[Block]] = {}
     for block in blocks_of(view):
         rows.setdefault(block[0], []).append(block)
     for top, blocks in rows.items():
@@ -320,9 +365,8 @@ def _write_outlines(file: Path, view: View, objects: _Objects) -> None:
     """Write a FeatureCollection, one Polygon an object, a line each."""
     with written_aside(file) as aside, aside.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write('{"type": "FeatureCollection", "features": [')
-        for index, (top, left, _, _) in enumerate(objects.boxes):
-            ring = _ring(objects.mask(index)) + np.array([left, top])
-            corners = np.round(ring * view.scale, 2).tolist()
+        for index in range(len(objects.boxes)):
+            corners = np.round(objects.ring(index) * view.scale, 2).tolist()
             feature = {
                 "type": "Feature", "id": index + 1, "geometry": {"type": "Polygon", "coordinates": [corners]},
                 "properties": {"objectType": "detection"},
@@ -331,20 +375,28 @@ def _write_outlines(file: Path, view: View, objects: _Objects) -> None:
         stream.write("\n]}\n")
 
 
-def _ring(mask: np.ndarray) -> np.ndarray:
-    """The outer edge of an object midway between its pixels and others, x and y: (points, 2); holes are left out."""
-    from skimage.measure import approximate_polygon, find_contours
+def _write_page(page: Path, view: View, objects: _Objects, tissue: Sequence[Block]) -> None:
+    """Write what one looks at in a browser: outlines by the block of their corner, then the page."""
+    within: dict[tuple[int, int], list[int]] = {block[:2]: [] for block in tissue}
+    for index, (top, left, _, _) in enumerate(objects.boxes):
+        within.setdefault((top // BLOCK * BLOCK, left // BLOCK * BLOCK), []).append(index)
+    for (top, left), indices in within.items():
+        write_outlines(page, top, left, map(objects.ring, indices))
+    mpp = None if view.slide.mpp is None else view.slide.mpp * view.scale
+    shown = [block for block in blocks_of(view) if block[:2] in within]
+    summary = f"{len(objects.boxes):,} objects; {len(tissue)} of {len(blocks_of(view))} blocks hold tissue"
+    write_slide_page(page, summary, (view.height, view.width), mpp, _at_a_glance(view), shown)
 
-    # One pixel of nothing all around, which the half pixel from centres to corners takes back in part.
-    longest = max(find_contours(np.pad(mask, 1).astype(np.float32), 0.5), key=len) - 0.5
-    return approximate_polygon(longest, 1e-6)[:, ::-1]
+
+def _at_a_glance(view: View) -> np.ndarray:
+    coarse = View(view.slide, view.scale * max(1.0, max(view.height, view.width) / OVERVIEW))
+    return coarse.window(0, 0, coarse.height, coarse.width)
 
 
 def _write_overview(file: Path, view: View, objects: _Objects) -> None:
     """Draw the slide at a glance, with the outlines of objects."""
     shrink = max(1.0, max(view.height, view.width) / OVERVIEW)
-    coarse = View(view.slide, view.scale * shrink)
-    picture = coarse.window(0, 0, coarse.height, coarse.width).copy()
+    picture = _at_a_glance(view).copy()
     for index, (top, left, _, _) in enumerate(objects.boxes):
         contours, _ = cv2.findContours(objects.mask(index).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         corners = [((contour + np.array([left, top])) / shrink).astype(np.int32) for contour in contours]

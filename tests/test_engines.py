@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.config import ComputeSettings, NetworkSettings, PredictSettings
-from pipeline.engines import SHAPES, OpenVino, forward_of
+from pipeline.engines import OpenVino, forward_of
 from pipeline.inference import predictor_of
 from pipeline.networks import Network, build_network
 
@@ -47,14 +47,13 @@ def test_maps_are_those_of_pytorch(settings: dict[str, object]) -> None:
     np.testing.assert_allclose(quick, plain, atol=2e-3)
 
 
-def test_the_same_bytes_again_and_few_shapes_are_kept() -> None:
+def test_the_same_bytes_again_whatever_came_between() -> None:
     network = network_of(NETWORKS[0])
     forward = OpenVino(network, CPU)
-    inputs = [torch.rand(1, 3, 32, 32 * count) for count in range(1, SHAPES + 3)]
+    inputs = [torch.rand(1, 3, 32, 32 * count) for count in range(1, 4)]
     first = [forward(one) for one in inputs]
     again = [forward(one) for one in inputs]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    assert len(forward._compiled) == SHAPES
 
 
 def test_auto_is_pytorch() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -16,7 +19,7 @@ from pipeline.outputs import Outputs
 from pipeline.records.outline import Outline
 from pipeline.records.rasters import from_levels, to_levels
 from pipeline.records.slides import View, open_slide
-from pipeline.slide_prediction import blocks_of, find_tissue, write_slide
+from pipeline.slide_prediction import _ahead, blocks_of, find_tissue, write_slide
 from pipeline.targets import channels_of
 
 OBJECTS = Outputs("boundary", channels_of("boundary"), "sigmoid", "instance")
@@ -118,3 +121,36 @@ def test_a_dark_slide_is_all_tissue(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "dark.tif", np.zeros((1100, 1100, 3), np.uint8), tile=(256, 256), photometric="rgb")
     with open_slide(tmp_path / "dark.tif") as opened:
         assert len(find_tissue(View(opened))) == 4
+
+
+def test_the_next_block_is_read_while_one_is_looked_at() -> None:
+    read = [threading.Event() for _ in range(3)]
+
+    def reading(block: tuple[int, int, int, int]) -> np.ndarray:
+        read[block[0]].set()
+        return np.full(1, block[0])
+
+    with ThreadPoolExecutor(1) as reader:
+        windows = _ahead(reader, reading, [(number, 0, 1, 1) for number in range(3)])
+        assert next(windows)[0] == 0
+        assert read[1].wait(5) and not read[2].is_set()
+        assert [int(window[0]) for window in windows] == [1, 2]
+
+
+def test_a_page_shows_pieces_and_outlines_of_what_was_found(slide: Path, tmp_path: Path) -> None:
+    with open_slide(slide) as opened:
+        view = View(opened)
+        done = write_slide(view, maps_of, REACH, find_tissue(view), OBJECTS, THRESHOLDS, tmp_path, "made")
+        shown = opened.read(0, 1024, 0, 1024, 1024)
+    page = (tmp_path / "made.html").read_text(encoding="utf-8")
+    described = json.loads(re.search(r"const SLIDE = (\{.*?\});</script>", page, re.DOTALL)[1].replace("\\u003c", "<"))
+    assert (described["height"], described["width"], described["mpp"]) == (2300, 3200, None)
+    assert {block["name"] for block in described["blocks"]} == {"0_0", "0_1024", "1024_0", "1024_1024", "2048_3072"}
+    pieces = {file.stem: cv2.imread(str(file)) for file in (tmp_path / "made_pieces").glob("*.jpg")}
+    assert pieces.keys() == {block["name"] for block in described["blocks"]}
+    assert np.abs(pieces["1024_0"][..., ::-1].astype(int) - shown).mean() < 3
+    rings = [json.loads(file.read_text().partition(" = ")[2].rstrip(";\n"))
+             for file in sorted((tmp_path / "made_pieces").glob("*.js"))]  # fmt: skip
+    assert sum(map(len, rings)) == done.objects
+    lone = np.array(rings[-1][0]).reshape(-1, 2)
+    assert np.abs(lone.mean(axis=0) - (3100.5, 2200.5)).max() < 1.5

@@ -69,7 +69,7 @@ def _with_monai(model: torch.nn.Module, picture: np.ndarray, *, bf16: bool) -> C
             return torch.as_tensor(model(windows.contiguous(memory_format=torch.channels_last))).float()
 
     def once() -> np.ndarray:
-        inputs = torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None].float() / 255.0
+        inputs = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255.0
         with torch.no_grad():
             logits = sliding_window_inference(inputs, ROI, WINDOWS, forward, overlap=OVERLAP)
         return torch.sigmoid(torch.as_tensor(logits))[0].numpy()

@@ -35,16 +35,18 @@ def segment(trial: Trial) -> None:
     shutil.rmtree(trial.work)
     # Read when the library is imported.
     os.environ |= {name: str(folder) for name, folder in folders.items()}
-    os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": str(trial.threads), "nnUNet_compile": "f"}
+    # Planning takes the number of loaders for one of threads, which cannot be 0.
+    os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": str(trial.threads), "nnUNet_compile": "f"}
     from nnunetv2.experiment_planning import plan_and_preprocess_api as planning
 
     torch.manual_seed(trial.seed)
     np.random.seed(trial.seed)  # noqa: NPY002 (its augmentation takes NumPy's global state)
-    torch.set_num_threads(trial.threads)
     lay_out(trial, folders["nnUNet_raw"] / DATASET)
     planning.extract_fingerprints([NUMBER], num_processes=trial.threads)
     planning.plan_experiments([NUMBER], gpu_memory_target_in_gb=MEMORY)
     planning.preprocess([NUMBER], PLANS, configurations=("2d",), num_processes=(trial.threads,))
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    torch.set_num_threads(trial.threads)
     preprocessed = folders["nnUNet_preprocessed"] / DATASET
     split = [{"train": trial.names("train"), "val": trial.names("validation")}]
     (preprocessed / "splits_final.json").write_text(json.dumps(split), encoding="utf-8")

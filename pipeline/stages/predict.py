@@ -124,7 +124,7 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
 def predict_slides(
     run: str, slides: Path, out: Path, *, mpp: float | None = None, overrides: Sequence[str] = ()
 ) -> None:  # fmt: skip
-    """Write <stem>.tif (object or class ids), <stem>.geojson and <stem>_overview.png for slides, with a trained run.
+    """Segment slides with a trained run: <stem>.tif (object or class ids), .geojson, _overview.png and .html of each.
 
     run: a name below data/train/, or the run's folder; slides: a file, or a folder of which every file is taken that is
     read as a slide; mpp: microns per pixel that they are looked at with, by default their finest level as it is;
