@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--overlay", action="store_true", help="also write <stem>_overlay.png to look at")
             command.add_argument("--slides", type=Path, help="slide, or folder of slides, of any size to predict")
             command.add_argument("--mpp", type=float, help="microns per pixel to look at slides with (default: finest)")
+        if stage.name == "submit":
+            command.add_argument("--run", help="a trained run (name below data/train/, or its folder): needs no config")
+            command.add_argument("--raw", type=Path, help="competition's folder: its test images are predicted anew")
+            command.add_argument("--out", type=Path, help="CSV file for the submission of --run for --raw")
         if stage.name == "normalise":
             command.add_argument("--images", type=Path, help="an image, or a folder of images (and its subfolders)")
             command.add_argument("--out", type=Path, help="folder for the same names, status.csv and stain.json")
@@ -242,11 +246,11 @@ def _load(options: argparse.Namespace) -> tuple[Config, Paths]:
 def _run_stage(options: argparse.Namespace) -> None:
     alone = [
         flag
-        for flag in ("run", "images", "slides", "out", "overlay", "mpp", "reference")
+        for flag in ("run", "images", "slides", "raw", "out", "overlay", "mpp", "reference")
         if getattr(options, flag, None)
     ]
     if alone:
-        (_predict_images if options.name == "predict" else _normalise_images)(options)
+        {"predict": _predict_images, "normalise": _normalise_images, "submit": _submit_hidden_test}[options.name](options)
         return
     config, paths = _load(options)
     run_stage(options.name, config, paths, with_needs=options.with_needs, force=options.force)
@@ -282,6 +286,18 @@ def _predict_slides(options: argparse.Namespace) -> None:
 
     check_out(options.out)
     predict_slides(options.run, options.slides, options.out, mpp=options.mpp, overrides=options.settings)
+
+
+def _submit_hidden_test(options: argparse.Namespace) -> None:
+    missing = [flag for flag in ("run", "raw", "out") if getattr(options, flag) is None]
+    if missing:
+        raise ValueError(f"submitting other test images needs --run, --raw and --out; --{', --'.join(missing)} is missing")
+    if options.config is not None or options.with_needs or options.force:
+        raise ValueError("--run brings its settings and weights along; leave out -c, --with-needs and --force")
+
+    from pipeline.hidden_test import submit_hidden_test
+
+    submit_hidden_test(options.run, options.raw, options.out, options.settings)
 
 
 def _normalise_images(options: argparse.Namespace) -> None:
