@@ -1,8 +1,8 @@
 """The submission for whatever test images lie in a competition's folder now, by a trained run.
 
-A code competition runs a notebook again with other test images than one has seen. The stages ingest, normalise, predict,
-evaluate and submit do here what they do elsewhere, in a folder that is gone afterwards; training images are left unread,
-and stain, weights and thresholds are the run's.
+A code competition runs a notebook again with other test images than one has seen. The stages ingest, normalise,
+predict, evaluate and submit do here what they do elsewhere, in a folder that is gone afterwards; training images are
+left unread, and stain, weights and thresholds are the run's.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def _config(trained: TrainedRun, raw: Path, config: Config) -> Config:
 def _laid_out(trained: TrainedRun, config: Config, raw: Path, root: Path) -> Paths:
     """Put what the stages read where they look for it: the raw folder, the run, its stain, and a split of no case."""
     if not raw.is_dir():
-        raise ValueError(f"--raw {raw}: expected the competition's folder, found {'a file' if raw.exists() else 'none'}")
+        raise ValueError(
+            f"--raw {raw}: expected the competition's folder, found {'a file' if raw.exists() else 'none'}"
+        )
     paths = Paths.of(config, root)
     for place, target in ((paths.raw, raw), (root / "data" / "train", trained.home)):
         place.parent.mkdir(parents=True, exist_ok=True)
