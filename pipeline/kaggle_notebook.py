@@ -43,12 +43,13 @@ LARGEST = 20_000_000_000
 LONGEST_NAME = 50
 """Letters of a data set's or notebook's name on Kaggle, of which there must be 6 at least."""
 IN_KAGGLES_IMAGE = (
-    "albumentations", "jinja2", "matplotlib", "numba", "numpy", "opencv-python-headless", "packaging", "pandas",
-    "pillow", "pydantic", "pyyaml", "scikit-image", "scikit-learn", "scipy", "threadpoolctl", "tifffile", "torch",
-    "torchvision", "tqdm",
+    "aiohttp", "albumentations", "filelock", "fsspec", "huggingface-hub", "jinja2", "matplotlib", "numba", "numpy",
+    "opencv-python-headless", "packaging", "pandas", "pillow", "pydantic", "pyyaml", "safetensors", "scikit-image",
+    "scikit-learn", "scipy", "setuptools", "threadpoolctl", "tifffile", "torch", "torchvision", "tqdm",
+    "typing-extensions",
 )  # fmt: skip
 """Distributions that count as there, in any version, where no list of the image's own is given (github.com/Kaggle/
-docker-python). pip tells in the notebook where a version is too old."""
+docker-python). The notebook tells where a version does not fit."""
 MANYLINUX = ("linux_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in range(5, 36)),
              "manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64")  # fmt: skip
 """Platforms whose wheels run on Kaggle's machines."""
@@ -85,14 +86,36 @@ packed = folder(DATASET.split("/")[1], f"datasets/{DATASET}")
 competition = folder(COMPETITION, f"competitions/{COMPETITION}")
 """
 ON_INSTALLING = """
-Where pip finds no version that fits, write what `pip freeze` says here into a file and pack again with `IMAGE=<file>`,
-or with `WHEELS=all`.
+Exactly the packed versions are installed. Where others do not fit, write what `pip freeze` says here into a file and
+pack again with `IMAGE=<file>`, or with `WHEELS=all`.
 """
 INSTALL = """
 if sys.version_info[:2] != PYTHON:
     raise RuntimeError(f"the wheels are for Python {PYTHON}, this is {sys.version}; pack again with KAGGLE_PYTHON")
-wheels = packed / "wheels"
-run(sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", wheels, f"stainseg=={VERSION}")
+wheels = sorted((packed / "wheels").glob("*.whl"))
+run(sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", *wheels)
+
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+
+def version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+misfits = []
+for name in [wheel.name.split("-")[0] for wheel in wheels]:
+    asked = [Requirement(line) for line in metadata.requires(name) or ()]
+    for wanted in [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]:
+        found = version(wanted.name)
+        if found is None or not wanted.specifier.contains(found, prereleases=True):
+            misfits.append(f"{name} asks for {wanted}, here is {found or 'none'}")
+if misfits:
+    raise RuntimeError("; ".join(misfits))
 """
 SUBMIT = """
 trained, out = packed / "data/train" / RUN, WORKING / "submission.csv"
@@ -476,8 +499,8 @@ def notebook(run: str, dataset: str, competition: str, python: str) -> dict[str,
         f"thresholds and code are in the data set `{dataset}`, and writes `submission.csv`. Needs no network. Made by "
         "`make kaggle-notebook`."
     )
-    named = {"DATASET": dataset, "COMPETITION": competition, "RUN": run, "VERSION": __version__,
-             "PYTHON": tuple(int(part) for part in python.split("."))}  # fmt: skip
+    version = tuple(int(part) for part in python.split("."))
+    named = {"DATASET": dataset, "COMPETITION": competition, "RUN": run, "PYTHON": version}
     names = "".join(f"{name} = {value!r}\n" for name, value in named.items())
     cells = [("markdown", title), ("code", names), ("code", FOLDERS), ("markdown", ON_INSTALLING), ("code", INSTALL),
              ("code", SUBMIT)]  # fmt: skip
