@@ -55,7 +55,7 @@ def submit_hidden_test(run: str, raw: Path, out: Path, overrides: Sequence[str] 
         paths = _laid_out(trained, config, raw, Path(folder))
         try:
             for line in _each_stage(config, paths):
-                print(line)
+                print(line.replace(f"{paths.root}/", ""))
         except ValueError as error:
             # The raw folder is named as the user knows it.
             raise ValueError(str(error).replace(str(paths.raw), str(raw))) from error

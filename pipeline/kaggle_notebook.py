@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 
 from pipeline import __version__
 from pipeline.config import Config, dump_config
@@ -129,10 +129,10 @@ class Pinned:
 
     requirement: Requirement
     hashes: tuple[str, ...]
-    wanted_by: tuple[str, ...]
+    wanted_by: tuple[NormalizedName, ...]
 
     @property
-    def name(self) -> str:
+    def name(self) -> NormalizedName:
         """The name as indexes write it."""
         return canonicalize_name(self.requirement.name)
 
@@ -237,7 +237,7 @@ def _unusable(paths: Paths) -> list[str]:
     trained = open_run(paths.train)
     if trained.outputs.is_image:
         return [f"{paths.train}: expected a run that makes masks or classes, found task {trained.config.train.task}"]
-    problems = []
+    problems: list[str] = []
     for one in _with_members(trained, problems):
         if not one.config.train.members and not one.weights.exists():
             problems.append(f"{one.folder / BEST}: expected the weights of a trained run, found none; run `make train`")
@@ -387,7 +387,7 @@ def _has(image: Mapping[str, str | None], requirement: Requirement) -> bool:
     return version is None or requirement.specifier.contains(version, prereleases=True)
 
 
-def _asked_by(name: str, pinned: Iterable[Pinned], environment: Mapping[str, str]) -> list[Requirement]:
+def _asked_by(name: NormalizedName, pinned: Iterable[Pinned], environment: Mapping[str, str]) -> list[Requirement]:
     """Return what a distribution asks for by the lock, with the versions where it is installed and says them."""
     try:
         said = [Requirement(line) for line in metadata.requires(name) or ()]
