@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from importlib import metadata
@@ -236,6 +237,24 @@ def test_the_notebook_and_its_metadata_are_what_kaggle_reads() -> None:
     assert kernel["competition_sources"] == ["hubmap-organ-segmentation"]
     # Kaggle makes the name of a notebook from its title: the two must agree.
     assert kernel["title"].replace(" ", "-") == kernel["id"].partition("/")[2]
+
+
+def test_the_notebook_names_every_version_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wheels").mkdir()
+    for name in ("lightning_fabric-2.6.6-py3-none-any.whl", "monai-1.6.1-py3-none-any.whl"):
+        (tmp_path / "wheels" / name).touch()
+    asked: list[tuple] = []
+    names = {"sys": sys, "packed": tmp_path, "run": lambda *command: asked.append(command)}
+    exec(kaggle_notebook.INSTALL, names | {"PYTHON": sys.version_info[:2]})
+    assert asked[0][1:7] == ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps")
+    assert [wheel.name.split("-")[0] for wheel in asked[0][7:]] == ["lightning_fabric", "monai"]
+    monkeypatch.setattr(metadata, "version", lambda name: "0.1" if name in ("torch", "numpy") else "9999")
+    with pytest.raises(
+        RuntimeError, match=r"lightning_fabric asks for torch.*, here is 0\.1.*; monai asks for numpy.*, here is 0\.1"
+    ):
+        exec(kaggle_notebook.INSTALL, names | {"PYTHON": sys.version_info[:2]})
+    with pytest.raises(RuntimeError, match=r"the wheels are for Python \(3, 9\), this is 3\."):
+        exec(kaggle_notebook.INSTALL, names | {"PYTHON": (3, 9)})
 
 
 @pytest.mark.parametrize("run", ["a", "cv/HuBMAP_2022/fold-0", "x" * 80])
