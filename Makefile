@@ -13,7 +13,7 @@ PIPELINE := $(VENV)/bin/python -m pipeline
 STAGES  := ingest split normalise augment predict report
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help train evaluate submission submit cv compare transfer normaliser restorer ablation peers data kaggle-submit bench bench-peers test check lock environment $(STAGES)
+.PHONY: help train evaluate submission submit cv compare transfer normaliser restorer ablation peers data kaggle-submit kaggle-notebook bench bench-peers test check lock environment $(STAGES)
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -102,6 +102,9 @@ data: $(READY)  ## a competition's files into data/raw/ (DATASET=dsb2018, FROM=<
 
 kaggle-submit: $(READY)  ## hand in the submission with Kaggle's client
 	@$(PIPELINE) kaggle-submit -c $(CONFIG) $(SET)
+
+kaggle-notebook: $(READY)  ## a trained run as a notebook without network, for code competitions (OWNER=<name on Kaggle> WHEELS=all IMAGE=<pip freeze> KAGGLE_PYTHON=3.12)
+	@$(PIPELINE) kaggle-notebook -c $(CONFIG)$(if $(OWNER), --owner "$(OWNER)")$(if $(WHEELS), --wheels $(WHEELS))$(if $(IMAGE), --image "$(IMAGE)")$(if $(KAGGLE_PYTHON), --python $(KAGGLE_PYTHON)) $(SET)
 
 bench: $(READY)  ## speed against other libraries, as ratios (SUITE=stains, training, inference, ...)
 	@$(PIPELINE) bench $(SUITE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -71,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--overlay", action="store_true", help="also write <stem>_overlay.png to look at")
             command.add_argument("--slides", type=Path, help="slide, or folder of slides, of any size to predict")
             command.add_argument("--mpp", type=float, help="microns per pixel to look at slides with (default: finest)")
+        if stage.name == "submit":
+            command.add_argument("--run", help="a trained run (name below data/train/, or its folder): needs no config")
+            command.add_argument("--raw", type=Path, help="competition's folder: its test images are predicted anew")
+            command.add_argument("--out", type=Path, help="CSV file for the submission of --run for --raw")
         if stage.name == "normalise":
             command.add_argument("--images", type=Path, help="an image, or a folder of images (and its subfolders)")
             command.add_argument("--out", type=Path, help="folder for the same names, status.csv and stain.json")
@@ -155,6 +160,24 @@ def _parser() -> argparse.ArgumentParser:
         "--pool", action="append", help="strata also judged together (default tissue=purple/purple,purple/white)"
     )
     _takes_config(_command(commands, "kaggle-submit", "hand in submission.csv with Kaggle's client", _hand_in))
+    packed = _command(
+        commands, "kaggle-notebook", "pack a trained run as a notebook for code competitions, without network",
+        _pack_notebook,
+        "kaggle-notebook: pack a trained run as a notebook that predicts and submits without a network, as code\n"
+        "competitions ask for, and the data set that it installs from.\n\n"
+        "  python -m pipeline kaggle-notebook -c configs/hubmap2022.yaml --owner <your name on Kaggle>\n\n"
+        "Writes dist/kaggle/<run>/: dataset/ (wheels, the run's weights and settings) and notebook/.",
+    )  # fmt: skip
+    _takes_config(packed)
+    packed.add_argument("--owner", help="your name on Kaggle (default $KAGGLE_USERNAME)")
+    packed.add_argument(
+        "--wheels", choices=("missing", "all"), default="missing",
+        help="missing: what Kaggle's image lacks; all: enough for an empty environment, some GB (default missing)",
+    )  # fmt: skip
+    packed.add_argument(
+        "--image", type=Path, help="what `pip freeze` says in a notebook on Kaggle, to pack by versions"
+    )
+    packed.add_argument("--python", help="version of Python on Kaggle, such as 3.12 (default this one's)")
     return parser
 
 
@@ -247,11 +270,12 @@ def _load(options: argparse.Namespace) -> tuple[Config, Paths]:
 def _run_stage(options: argparse.Namespace) -> None:
     alone = [
         flag
-        for flag in ("run", "images", "slides", "out", "overlay", "mpp", "reference")
+        for flag in ("run", "images", "slides", "raw", "out", "overlay", "mpp", "reference")
         if getattr(options, flag, None)
     ]
     if alone:
-        (_predict_images if options.name == "predict" else _normalise_images)(options)
+        of_stage = {"predict": _predict_images, "normalise": _normalise_images, "submit": _submit_hidden_test}
+        of_stage[options.name](options)
         return
     config, paths = _load(options)
     run_stage(options.name, config, paths, with_needs=options.with_needs, force=options.force)
@@ -287,6 +311,20 @@ def _predict_slides(options: argparse.Namespace) -> None:
 
     check_out(options.out)
     predict_slides(options.run, options.slides, options.out, mpp=options.mpp, overrides=options.settings)
+
+
+def _submit_hidden_test(options: argparse.Namespace) -> None:
+    missing = [flag for flag in ("run", "raw", "out") if getattr(options, flag) is None]
+    if missing:
+        raise ValueError(
+            f"submitting other test images needs --run, --raw and --out; --{', --'.join(missing)} is missing"
+        )
+    if options.config is not None or options.with_needs or options.force:
+        raise ValueError("--run brings its settings and weights along; leave out -c, --with-needs and --force")
+
+    from pipeline.hidden_test import submit_hidden_test
+
+    submit_hidden_test(options.run, options.raw, options.out, options.settings)
 
 
 def _normalise_images(options: argparse.Namespace) -> None:
@@ -450,6 +488,14 @@ def _hand_in(options: argparse.Namespace) -> None:
 
     config, paths = _load(options)
     hand_in(config, paths)
+
+
+def _pack_notebook(options: argparse.Namespace) -> None:
+    from pipeline.kaggle_notebook import pack_notebook
+
+    config, paths = _load(options)
+    owner = options.owner or os.environ.get("KAGGLE_USERNAME")
+    pack_notebook(config, paths, owner, options.wheels, options.image, options.python)
 
 
 if __name__ == "__main__":

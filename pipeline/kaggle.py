@@ -123,6 +123,12 @@ def _download(competition: Competition, target: Path) -> None:
     _take(folder, target)
 
 
+def competition_of(config: Config) -> str | None:
+    """Return Kaggle's name of the competition that a config is for; None where it is for none that is known."""
+    known = COMPETITIONS.get(config.dataset)
+    return config.submit.competition or (known.name if known else None)
+
+
 def hand_in(config: Config, paths: Paths) -> None:
     """Hand reports/<run>/submission.csv in with Kaggle's client.
 
@@ -131,8 +137,7 @@ def hand_in(config: Config, paths: Paths) -> None:
     file = paths.reports / "submission.csv"
     if not file.exists():
         raise ValueError(f"{file}: expected a submission, found nothing; run `make submission` first")
-    known = COMPETITIONS.get(config.dataset)
-    name = config.submit.competition or (known.name if known else None)
+    name = competition_of(config)
     if name is None:
         raise ValueError(
             f"{config.dataset} is no competition of Kaggle's that is known here; name it with submit.competition=<name>"

@@ -40,10 +40,14 @@ class TrainedRun:
     weights: Path
 
     @property
+    def home(self) -> Path:
+        """data/train/ where the run is below it, else the folder that it is in; where its members are looked for."""
+        return _home(self.folder)
+
+    @property
     def members(self) -> list[TrainedRun]:
         """The runs whose maps this one averages; none where it is a network of its own."""
-        home = _home(self.folder)
-        return [open_run(home / name) for name in self.config.train.members]
+        return [open_run(self.home / name) for name in self.config.train.members]
 
     def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> Predictor | Ensemble:
         """Load the best weights, weights only, onto a device; of every member where it has members.
@@ -132,7 +136,7 @@ class TrainedRun:
 
     def _groups_of(self, case_ids: Sequence[str]) -> list[str]:
         """Groups of cases as they were ingested: records of earlier versions do not name them."""
-        file = Paths.of(self.config, _home(self.folder).parents[1]).cases
+        file = Paths.of(self.config, self.home.parents[1]).cases
         wanted = set(case_ids)
         cases = read_cases(file) if file.exists() else []
         return sorted({case.group for case in cases if case.group is not None and case.case_id in wanted})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,23 @@ def sample_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.parent.mkdir()
     write_sample(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def submitted_run(tmp_path_factory: pytest.TempPathFactory, sample_folder: Path) -> Path:
+    """A root where tiny.yaml went from the sample's raw files to its submission; never changed by a test."""
+    root = tmp_path_factory.mktemp("submitted")
+    (root / "data" / "raw").mkdir(parents=True)
+    (root / "data" / "raw" / "sample").symlink_to(sample_folder)
+    (root / "tiny.yaml").write_text(
+        "dataset: sample\nrun: tiny\ningest: {group_csv: truth/groups.csv}\nsubmit: {competition: sample-competition}\n"
+        "split: {test_share: 0.25, validation_share: 0.25}\naugment: {crop: 64}\n"
+        "train: {network: {width: 8, depth: 2}, learning_rate: 0.004, average: 0.9, steps: 48, batch: 4, "
+        "validations: 2}\n"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "pipeline", "submit", "-c", "tiny.yaml", "--with-needs"],
+        cwd=root, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, check=True, timeout=200,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return root

@@ -19,6 +19,8 @@ LEVELS = {
     "__main__": 7,
     "ablation": 6,
     "cross_validation": 6,
+    "hidden_test": 6,
+    "kaggle_notebook": 6,
     "peer_study": 6,
     "transfer": 6,
     "stages": 5,

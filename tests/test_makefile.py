@@ -58,6 +58,13 @@ def test_a_run_is_scored_on_another_data_set() -> None:
     assert status == 2 and not commands and "expected RUN=<a trained segmentation below data/train/>" in error
 
 
+def test_a_notebook_is_packed_with_what_is_known_of_kaggle() -> None:
+    _, commands, _ = made("kaggle-notebook", "CONFIG=c.yaml", "OWNER=me", "WHEELS=all", "KAGGLE_PYTHON=3.12", "SET=a=b")
+    assert commands == ['kaggle-notebook -c c.yaml --owner "me" --wheels all --python 3.12 a=b']
+    _, commands, _ = made("kaggle-notebook", "IMAGE=my image.txt")
+    assert commands == ['kaggle-notebook -c configs/sample.yaml --image "my image.txt"']
+
+
 @pytest.mark.parametrize("name", ["denoise", "restorers/denoise"])
 def test_a_restorer_is_trained_and_judged(name: str) -> None:
     _, commands, _ = made("restorer", f"METHOD={name}", "SET=seed=3")

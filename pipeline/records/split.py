@@ -16,7 +16,8 @@ HELD_OUT = "held_out"
 def read_parts(paths: Paths) -> dict[str, list[Case]]:
     """Return the cases of train, validation and test, and those left out of them as unlabelled, ordered by case id.
 
-    Left out is what has no truth, where other cases of the data set have. What is held out is in no part.
+    Left out is what has no truth, where other cases of the data set have, or where the split does not know it. What is
+    held out is in no part.
 
     A case keeps the group that it was given, if any; that of the split is a column of split.csv.
     Raises ValueError naming the labelled cases that the split does not know.
@@ -27,7 +28,7 @@ def read_parts(paths: Paths) -> dict[str, list[Case]]:
     cases = read_cases(paths.cases)
     known = {case.case_id for case in divided(cases)}
     for case in cases:
-        if case.case_id not in known:
+        if case.case_id not in known or (case.case_id not in rows and not case.labelled):
             parts["unlabelled"].append(case)
         elif case.case_id in rows and rows[case.case_id]["part"] == HELD_OUT:
             continue

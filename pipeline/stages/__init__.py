@@ -21,6 +21,8 @@ from pipeline.records.paths import Paths
 NEVER_CHANGES_A_RESULT = {"compute": ("workers",), "train": ("cache_megabytes", "track"), "submit": ("message",)}
 """Settings left out of the comparison that decides whether a stage is redone."""
 
+_ABSENT = "absent"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -168,11 +170,11 @@ def _name(path: Path, paths: Paths) -> str:
 def _digest(path: Path, paths: Paths) -> str:
     if path.name.endswith("stage.json"):
         manifest = manifests.read_manifest(path)
-        return manifest.digest if manifest else "absent"
+        return manifest.digest if manifest else _ABSENT
     if path.is_dir():
         cache = paths.root / "data" / ".hashes" / f"{_name(path, paths).replace('/', '-')}.json"
         return manifests.folder_digest(path, cache)
-    return file_hash(path) if path.exists() else "absent"
+    return file_hash(path) if path.exists() else _ABSENT
 
 
 def _state(stage: Stage, config: Config, paths: Paths) -> tuple[manifests.Manifest | None, dict[str, Any], list[str]]:
@@ -188,6 +190,15 @@ def _state(stage: Stage, config: Config, paths: Paths) -> tuple[manifests.Manife
             f"{len(damaged)} of its files are gone or changed ({damaged[0]}{', ...' if len(damaged) > 1 else ''})"
         )
     return manifest, wanted, differences
+
+
+def differences_from_settings(name: str, config: Config, paths: Paths) -> list[str]:
+    """Say what keeps a stage's result from being finished and of these settings; nothing where it is.
+
+    What it was made from may be gone, as where a run was brought here from another machine.
+    """
+    _, _, differences = _state(BY_NAME[name], config, paths)
+    return [found for found in differences if not (found.startswith("inputs.") and found.endswith(f" -> {_ABSENT}"))]
 
 
 def _require(stage: Stage, config: Config, paths: Paths) -> None:

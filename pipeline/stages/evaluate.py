@@ -76,6 +76,8 @@ def run(config: Config, paths: Paths) -> list[str]:
             truth = read_label(paths.ingest / case.label)
             rows.append(row | trained.outputs.score(truth, mask))
             calibration.add(trained.outputs.foreground(maps), truth)
+    if not parts[PART]:
+        return [f"{len(parts['unlabelled'])} masks in masks/; no image has truth, so that nothing is scored"]
     table = per_case_table(rows)
     write_text(paths.reports / "per_case.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
     metrics = {

@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -55,14 +56,19 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
     return [paths.raw, table] if table is not None and table.is_file() else [paths.raw]
 
 
-def run(config: Config, paths: Paths) -> list[str]:
-    """Check every case and write the sound ones. Raises ValueError that lists every fault not excluded."""
+def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[str]:
+    """Check every case and write the sound ones. Raises ValueError that lists every fault not excluded.
+
+    unlabelled_only: leave cases with truth unread, where a trained run is to predict a competition's test images.
+    """
     if not paths.raw.is_dir():
         raise ValueError(_how_to_get(config, paths))
     settings = config.ingest
     with RawFolder(paths.raw) as raw:
         layout = layout_of(raw, settings.layout)
         dataset = with_groups(READERS[layout].read(raw, settings), raw, settings)
+        if unlabelled_only:
+            dataset = _unlabelled(dataset, paths)
         cases, faults, excluded = _wanted(dataset, settings)
         checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
         meaning, odd = _meaning(checked, settings.label_kind if settings.label_kind != "auto" else dataset.label_kind)
@@ -88,6 +94,19 @@ def run(config: Config, paths: Paths) -> list[str]:
     write_cases(paths.cases, [_record(one, config.dataset, kind) for one in done])
     write_findings(paths.findings, findings)
     return _summary(done, findings, layout, kind, meaning)
+
+
+def _unlabelled(dataset: RawDataset, paths: Paths) -> RawDataset:
+    """Leave out cases with truth, and what is wrong with them."""
+    cases = tuple(case for case in dataset.cases if not case.labelled)
+    if not cases:
+        raise ValueError(
+            f"{paths.raw}: expected images without truth (a competition's test images), found {len(dataset.cases)} "
+            "images, all with truth"
+        )
+    names = {case.case_id for case in cases}
+    faults = tuple(fault for fault in dataset.faults if fault.case_id in names)
+    return replace(dataset, cases=cases, faults=faults)
 
 
 def _each(work: Callable[[RawCase], Checked], cases: Sequence[RawCase], verb: str) -> list[Checked]:

@@ -221,9 +221,10 @@ def _seen_of_test(config: Config, paths: Paths) -> list[str]:
     """Say which test images a learned normaliser learned from: they may be looked at, and never scored."""
     from pipeline.trained import open_run
 
-    if paths.learned_normaliser is None:
+    test = read_parts(paths)["test"]
+    if paths.learned_normaliser is None or not test:
         return []
-    trained, test = open_run(paths.learned_normaliser), read_parts(paths)["test"]
+    trained = open_run(paths.learned_normaliser)
     used, doubt = trained.seen_among(test, config), trained.seen.doubt(config.dataset, test)
     return [
         *([f"noted: test images that took part in the normaliser's training: {used}; training on the others and "

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import Config, IngestSettings, load_config
+from pipeline.hidden_test import submit_hidden_test
 from pipeline.readers import READERS, RawDataset
 from pipeline.records.case import read_cases
 from pipeline.records.paths import Paths
@@ -33,6 +34,13 @@ def read(folder: Path, layout: str) -> RawDataset:
 def settings_of(root: Path, dataset: str) -> tuple[Config, Paths]:
     config = load_config(Path(__file__).parents[2] / "configs" / f"{dataset}.yaml", TINY)
     return config, Paths.of(config, root)
+
+
+def submitted_anew(paths: Paths) -> bytes:
+    """What the run alone submits for the competition's folder, as a notebook on Kaggle does."""
+    out = paths.root / "anew.csv"
+    submit_hidden_test(str(paths.train), paths.raw, out, ["compute.device=cpu", "compute.threads=1"])
+    return out.read_bytes()
 
 
 def picture(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -85,6 +93,7 @@ def test_hubmap2022_goes_from_raw_files_to_a_submission(tmp_path: Path) -> None:
     made = read_label(paths.reports / "masks" / "9.png")
     assert (decode(lines[1].partition(",")[2], 48, 64) == (made > 0)).all()
     assert (paths.reports / "report.html").stat().st_size > 10_000
+    assert submitted_anew(paths) == (paths.reports / "submission.csv").read_bytes()
 
 
 def test_a_side_that_differs_from_the_table_is_refused_and_so_is_what_is_no_number(tmp_path: Path) -> None:
@@ -134,6 +143,7 @@ def test_pcam_goes_from_raw_files_to_a_submission_of_probabilities(tmp_path: Pat
     assert predicted["case_id"] == "p_1"
     assert lines == ["id,label", f"t1,{predicted['t1']}", f"t0,{predicted['t0']}"]
     assert all(0 < float(line.split(",")[1]) < 1 for line in lines[1:])
+    assert submitted_anew(paths) == (paths.reports / "submission.csv").read_bytes()
 
 
 def test_what_is_wrong_with_pcams_table_is_told_at_once(tmp_path: Path) -> None:
