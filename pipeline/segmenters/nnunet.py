@@ -45,7 +45,7 @@ def segment(trial: Trial) -> None:
     planning.extract_fingerprints([NUMBER], num_processes=trial.threads)
     planning.plan_experiments([NUMBER], gpu_memory_target_in_gb=MEMORY)
     planning.preprocess([NUMBER], PLANS, configurations=("2d",), num_processes=(trial.threads,))
-    os.environ["nnUNet_n_proc_DA"] = "0"
+    os.environ |= {"nnUNet_n_proc_DA": "0"}
     torch.set_num_threads(trial.threads)
     preprocessed = folders["nnUNet_preprocessed"] / DATASET
     split = [{"train": trial.names("train"), "val": trial.names("validation")}]
