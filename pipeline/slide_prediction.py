@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -132,14 +133,14 @@ def write_slide(
         for found in _stitched(view, tissue, parts, stitcher, len(outputs.channels)):
             objects.add(found)
         objects = objects.ordered()
-        _write_tiles(out / f"{stem}.tif", view, _object_rows(view, objects), np.dtype(np.uint32))
+        _write_tiles(out / f"{stem}.tif", view, _object_tiles(view, objects), np.dtype(np.uint32))
         _write_outlines(out / f"{stem}.geojson", view, objects)
         _write_overview(out / f"{stem}_overview.png", view, objects)
         _write_page(page, view, objects, tissue)
         done = SlidePrediction(len(objects.boxes), len(tissue), blocks, stitcher.cut_)
     else:
-        rows = _class_rows(view, tissue, parts, outputs, thresholds)
-        _write_tiles(out / f"{stem}.tif", view, rows, np.dtype(np.uint16))
+        tiles = _class_tiles(view, tissue, parts, outputs, thresholds)
+        _write_tiles(out / f"{stem}.tif", view, tiles, np.dtype(np.uint16))
         done = SlidePrediction(None, len(tissue), blocks, 0)
     shutil.rmtree(parts)
     return done
@@ -281,14 +282,11 @@ def _grown(view: View, block: Block, margin: int) -> Block:
 
 
 def _maps(view: View, block: Block, parts: Path, channels: int) -> np.ndarray:
-    """The maps of a block and its rim; 0 where it holds no tissue."""
+    """The maps of a block of tissue and its rim."""
     file = _part(parts, block)
-    shape = channels, *_grown(view, block, INTERIOR_REACH)[2:]
-    if not file.exists():
-        return np.zeros(shape, np.float32)
     levels = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     assert levels is not None, f"{file} was written whole, and is no raster now"
-    return from_levels(levels.reshape(shape))
+    return from_levels(levels.reshape(channels, *_grown(view, block, INTERIOR_REACH)[2:]))
 
 
 # --- What is made of it -----------------------------------------------------------------------------------------------
@@ -297,68 +295,88 @@ def _maps(view: View, block: Block, parts: Path, channels: int) -> np.ndarray:
 def _stitched(
     view: View, tissue: Sequence[Block], parts: Path, stitcher: Stitcher, channels: int
 ) -> Iterator[FoundObject]:
+    with_tissue = set(tissue)
     for block in blocks_of(view):
-        yield from stitcher.add(_maps(view, block, parts, channels), *block)
+        yield from stitcher.add(_maps(view, block, parts, channels) if block in with_tissue else None, *block)
 
 
-def _object_rows(view: View, objects: _Objects) -> Iterator[np.ndarray]:
-    """Paint object ids, one row of tiles at a time: (TILE, width) uint32."""
-    tops = [box[0] for box in objects.boxes]
+def _object_tiles(view: View, objects: _Objects) -> Iterator[np.ndarray | None]:
+    """Paint object ids, one tile after another, row by row: (TILE, TILE) uint32, None where there are none."""
     reaching: list[int] = []
     begun = 0
     for top in range(0, view.height, TILE):
-        while begun < len(tops) and tops[begun] < top + TILE:
+        while begun < len(objects.boxes) and objects.boxes[begun][0] < top + TILE:
             reaching.append(begun)
             begun += 1
-        reaching = [index for index in reaching if tops[index] + objects.boxes[index][2] > top]
-        row = np.zeros((TILE, view.width), np.uint32)
+        reaching = [index for index in reaching if objects.boxes[index][0] + objects.boxes[index][2] > top]
+        within: dict[int, list[int]] = {}
         for index in reaching:
-            first, left, tall, wide = objects.boxes[index]
-            cut = slice(max(top - first, 0), min(top + TILE - first, tall))
-            window = row[first + cut.start - top : first + cut.stop - top, left : left + wide]
-            window[objects.mask(index)[cut]] = index + 1
-        yield row
-
-
-def _class_rows(
-    view: View, tissue: Sequence[Block], parts: Path, outputs: Outputs, thresholds: Thresholds
-) -> Iterator[np.ndarray]:
-    """Make class ids, one row of tiles at a time: (TILE, width) uint16."""
-    with_tissue = set(tissue)
-    rows: dict[int, list[Block]] = {}
-    for block in blocks_of(view):
-        rows.setdefault(block[0], []).append(block)
-    for top, blocks in rows.items():
-        row = np.zeros((BLOCK, view.width), np.uint16)
-        for block in blocks:
-            if block not in with_tissue:
+            _, left, _, wide = objects.boxes[index]
+            for column in range(left // TILE, (left + wide - 1) // TILE + 1):
+                within.setdefault(column * TILE, []).append(index)
+        for left in range(0, view.width, TILE):
+            if left not in within:
+                yield None
                 continue
-            _, left, height, width = block
-            inner = slice(min(top, INTERIOR_REACH), None), slice(min(left, INTERIOR_REACH), None)
-            raster = label_raster(_maps(view, block, parts, len(outputs.channels)), outputs, thresholds)[inner]
-            row[:height, left : left + width] = raster[:height, :width]
-        for first in range(0, min(BLOCK, view.height - top), TILE):
-            yield row[first : first + TILE]
+            tile = np.zeros((TILE, TILE), np.uint32)
+            for index in within[left]:
+                _paint(
+                    tile, objects.mask(index), objects.boxes[index][0] - top, objects.boxes[index][1] - left, index + 1
+                )
+            yield tile
 
 
-def _write_tiles(file: Path, view: View, rows: Iterator[np.ndarray], dtype: np.dtype) -> None:
+def _paint(tile: np.ndarray, mask: np.ndarray, top: int, left: int, number: int) -> None:
+    """Set the pixels of a mask whose corner lies at top and left of a tile, and may lie outside."""
+    rows = slice(max(top, 0), min(top + mask.shape[0], TILE))
+    columns = slice(max(left, 0), min(left + mask.shape[1], TILE))
+    tile[rows, columns][mask[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]] = number
+
+
+def _class_tiles(
+    view: View, tissue: Sequence[Block], parts: Path, outputs: Outputs, thresholds: Thresholds
+) -> Iterator[np.ndarray | None]:
+    """Make class ids, one tile after another, row by row: (TILE, TILE) uint16, None where there is no tissue."""
+    rows: dict[int, list[Block]] = {}
+    for block in tissue:
+        rows.setdefault(block[0], []).append(block)
+    for row in range(0, view.height, BLOCK):
+        rasters = {}
+        for block in rows.get(row, []):
+            made = label_raster(_maps(view, block, parts, len(outputs.channels)), outputs, thresholds)
+            raster = np.zeros((BLOCK, BLOCK), np.uint16)
+            top, left, height, width = block
+            inner = made[min(top, INTERIOR_REACH) :, min(left, INTERIOR_REACH) :][:height, :width]
+            raster[:height, :width] = inner
+            rasters[left] = raster
+        for top in range(row, min(row + BLOCK, view.height), TILE):
+            for left in range(0, view.width, TILE):
+                start = left // BLOCK * BLOCK
+                whole = rasters.get(start)
+                within = slice(top - row, top - row + TILE), slice(left - start, left - start + TILE)
+                yield None if whole is None else whole[within]
+
+
+def _write_tiles(file: Path, view: View, tiles: Iterator[np.ndarray | None], dtype: np.dtype) -> None:
+    """Write a raster in compressed tiles; None is an empty one, which is compressed once."""
     import tifffile
 
-    def tiles() -> Iterator[np.ndarray]:
-        for row in rows:
-            for left in range(0, view.width, TILE):
-                tile = np.zeros((TILE, TILE), dtype)
-                piece = row[:, left : left + TILE]
-                tile[: piece.shape[0], : piece.shape[1]] = piece
-                yield tile
+    def packed() -> Iterator[bytes]:
+        empty = _packed(np.zeros((TILE, TILE), dtype))
+        for tile in tiles:
+            yield empty if tile is None else _packed(tile)
 
     resolution = None if view.slide.mpp is None else (1e4 / (view.slide.mpp * view.scale),) * 2
     with written_aside(file) as aside:
         tifffile.imwrite(
-            aside, tiles(), shape=(view.height, view.width), dtype=dtype, tile=(TILE, TILE), compression="zlib",
-            compressionargs={"level": 1}, photometric="minisblack", bigtiff=view.height * view.width > 1 << 28,
-            resolution=resolution, resolutionunit="CENTIMETER" if resolution else None, metadata=None, software=False,
+            aside, packed(), shape=(view.height, view.width), dtype=dtype, tile=(TILE, TILE), compression="zlib",
+            photometric="minisblack", bigtiff=view.height * view.width > 1 << 28, resolution=resolution,
+            resolutionunit="CENTIMETER" if resolution else None, metadata=None, software=False,
         )  # fmt: skip
+
+
+def _packed(tile: np.ndarray) -> bytes:
+    return zlib.compress(np.ascontiguousarray(tile).tobytes(), 1)
 
 
 def _write_outlines(file: Path, view: View, objects: _Objects) -> None:

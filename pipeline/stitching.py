@@ -58,15 +58,27 @@ class Stitcher:
         self._above, self._below = np.zeros(width, np.int64), np.zeros(width, np.int64)
         self._left = np.zeros(0, np.int64)
 
-    def add(self, maps: np.ndarray, top: int, left: int, height: int, width: int) -> Iterator[FoundObject]:
+    def add(self, maps: np.ndarray | None, top: int, left: int, height: int, width: int) -> Iterator[FoundObject]:
         """Take one block and yield the objects that end within it, and, at a row's end, those that end in the row.
 
         maps: (channels, ...) float32 in [0, 1] of the block and INTERIOR_REACH pixels more on each side that is not the
-        image's own; top, left, height, width: of the block without these. Blocks of a row are of one height.
+        image's own, or None where there is no foreground; top, left, height, width: of the block without these. Blocks
+        of a row are of one height.
         """
         if left == 0:
             self._above, self._below = self._below, np.zeros(self.width, np.int64)
             self._left = np.zeros(height, np.int64)
+        last_row, last_column = top + height == self.height, left + width == self.width
+        if maps is None:
+            self._left = np.zeros(height, np.int64)
+        else:
+            yield from self._taken(maps, top, left, height, width)
+        if last_column:
+            yield from self._end_row(last=last_row)
+
+    def _taken(self, maps: np.ndarray, top: int, left: int, height: int, width: int) -> Iterator[FoundObject]:
+        """Finish the pieces within a block, and keep those on its edges."""
+        last_row, last_column = top + height == self.height, left + width == self.width
         above, before = min(top, INTERIOR_REACH), min(left, INTERIOR_REACH)
         block = slice(above, above + height), slice(before, before + width)
         foreground, interior = maps[0][block], interior_of(maps, self.channels)[block]
@@ -76,7 +88,6 @@ class Stitcher:
         numbers[1:] = np.arange(self._pieces + 1, self._pieces + count)
         self._pieces += count - 1
         at_edge = np.zeros(count, bool)
-        last_row, last_column = top + height == self.height, left + width == self.width
         for edge, open_edge in (
             (pieces[0], top > 0), (pieces[-1], not last_row), (pieces[:, 0], left > 0), (pieces[:, -1], not last_column)
         ):  # fmt: skip
@@ -98,8 +109,6 @@ class Stitcher:
         self._join(self._left, numbers[pieces[:, 0]])
         self._left = numbers[pieces[:, -1]]
         self._below[left : left + width] = numbers[pieces[-1]]
-        if last_column:
-            yield from self._end_row(last=last_row)
 
     def _join(self, known: np.ndarray, new: np.ndarray) -> None:
         for one, other in np.unique(np.stack([known, new], axis=1)[(known > 0) & (new > 0)], axis=0).tolist():
