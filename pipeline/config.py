@@ -51,7 +51,8 @@ class IngestSettings(Settings):
     """Raw files to checked cases."""
 
     layout: Literal[
-        "auto", "dsb2018", "hubmap2022", "glas", "pcam", "folder_pairs", "polygons", "idc", "image_pairs", "images"
+        "auto", "dsb2018", "hubmap2022", "hubmap2023", "glas", "pcam", "folder_pairs", "polygons", "idc", "image_pairs",
+        "images",
     ] = "auto"  # fmt: skip
     """Layout of the raw folder; auto recognises it and says which it took."""
     competition_stage: Literal[1, 2] = 1
@@ -487,7 +488,7 @@ class ReportSettings(Settings):
 class SubmitSettings(Settings):
     """The competition's file."""
 
-    format: Literal["auto", "dsb2018", "hubmap2020", "hubmap2022", "pcam"] = "auto"
+    format: Literal["auto", "dsb2018", "hubmap2020", "hubmap2022", "hubmap2023", "pcam"] = "auto"
     """Rows of the file; auto takes it from the sample submission's header."""
     message: str = "stainseg"
     """Description given to Kaggle with the file."""

@@ -37,6 +37,11 @@ COMPETITIONS = {
         "hubmap-organ-segmentation",
         ("train.csv", "train_images/", "test.csv", "test_images/", "sample_submission.csv"),
     ),
+    "hubmap2023": Competition(
+        "hubmap-hacking-the-human-vasculature",
+        ("train/", "test/", "polygons.jsonl", "tile_meta.csv", "sample_submission.csv"),
+        ("wsi_meta.csv",),
+    ),
     "pcam": Competition(
         "histopathologic-cancer-detection", ("train_labels.csv", "train/", "test/", "sample_submission.csv")
     ),

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from pipeline.readers import dsb2018, folder_pairs, glas, hubmap2022, idc, image_pairs, images, pcam, polygons
+from pipeline.readers import (
+    dsb2018,
+    folder_pairs,
+    glas,
+    hubmap2022,
+    hubmap2023,
+    idc,
+    image_pairs,
+    images,
+    pcam,
+    polygons,
+)
 from pipeline.readers.layout import RawCase, RawDataset, Reader
 from pipeline.records.raw import RawFolder
 
@@ -16,6 +27,11 @@ READERS = {
         hubmap2022.recognises,
         hubmap2022.read,
         "train.csv with id, organ, img_height, img_width, pixel_size, rle, and train_images/<id>.tiff",
+    ),
+    "hubmap2023": Reader(
+        hubmap2023.recognises,
+        hubmap2023.read,
+        "polygons.jsonl and tile_meta.csv beside train/<id>.tif",
     ),
     "glas": Reader(
         glas.recognises,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +19,17 @@ from pipeline.records.files import write_text, written_aside
 _SHOWN = 5
 PROBABILITY_DIGITS = 6
 
-Truth = np.ndarray | float
-"""What a submission says of an image: the labels of its pixels, or the probability of a class."""
+
+@dataclass(frozen=True, eq=False)
+class ScoredObjects:
+    """Object ids of an image, (height, width) integer, 0 background, and how sure each object is, in [0, 1]."""
+
+    labels: np.ndarray
+    confidences: Mapping[int, float]
+
+
+Truth = np.ndarray | float | ScoredObjects
+"""What a submission says of an image: labels of its pixels, also with confidences, or the probability of a class."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +37,14 @@ class SubmissionFormat:
     """How a competition lays out its rows.
 
     competition: Kaggle's name. headers: the first lines that mean this format. rows: object (a row each, the image's id
-    repeats, an image without objects has one row with an empty cell), image (a row each, one binary mask) or class (a
-    row each, the probability of the second of two classes).
+    repeats, an image without objects has one row with an empty cell), image (a row each, one binary mask), class (a
+    row each, the probability of the second of two classes) or scored (a row an image, with its height, its width and,
+    for every object, class 0, confidence, and COCO's run lengths, deflated, in base 64).
     """
 
     competition: str
-    headers: tuple[tuple[str, str], ...]
-    rows: Literal["object", "image", "class"]
+    headers: tuple[tuple[str, ...], ...]
+    rows: Literal["object", "image", "class", "scored"]
 
 
 FORMATS = {
@@ -43,6 +55,9 @@ FORMATS = {
         "image",
     ),
     "hubmap2022": SubmissionFormat("hubmap-organ-segmentation", (("id", "rle"),), "image"),
+    "hubmap2023": SubmissionFormat(
+        "hubmap-hacking-the-human-vasculature", (("id", "height", "width", "prediction_string"),), "scored"
+    ),
     "pcam": SubmissionFormat("histopathologic-cancer-detection", (("id", "label"),), "class"),
 }
 """Known formats. HuBMAP's pages and files show several headers; the sample file's own is what gets written."""
@@ -53,7 +68,7 @@ class Sample:
     """What the competition's sample submission fixes: header, and every id once, in order."""
 
     file: Path
-    header: tuple[str, str]
+    header: tuple[str, ...]
     ids: tuple[str, ...]
 
 
@@ -83,6 +98,28 @@ class LabelFiles(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+class ScoredFiles(Mapping[str, Truth]):
+    """Objects of LabelFiles, each as sure as the foreground of its map, `<maps>/<id>.tif`, is on average."""
+
+    def __init__(self, labels: LabelFiles, maps: Path):
+        self._labels, self._maps = labels, maps
+
+    def __getitem__(self, name: str) -> Truth:
+        from pipeline.records.rasters import read_probabilities
+
+        labels = self._labels[name]
+        foreground = read_probabilities(self._maps / f"{name}.tif")[0]
+        counts = np.bincount(labels.ravel())
+        means = np.bincount(labels.ravel(), foreground.ravel().astype(np.float64)) / np.maximum(counts, 1)
+        return ScoredObjects(labels, {number: float(means[number]) for number in _ids(labels)})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
 
 
 def recognise_format(header: tuple[str, ...]) -> str:
@@ -122,18 +159,19 @@ def read_rows(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def read_sample_file(file: Path) -> Sample:
-    """Read a sample submission. Raises ValueError unless it has two columns and rows, whose ids are not empty.
+    """Read a sample submission. Raises ValueError unless it has two or four columns and rows, whose ids are not empty.
 
     An id that repeats on neighbouring rows (a row an object) counts once; elsewhere it is refused.
     """
     header, rows = read_rows(file)
-    if len(header) != 2 or not rows:
-        raise ValueError(f"{file}: expected two columns and at least one row, found {len(header)} and {len(rows)}")
+    if len(header) not in (2, 4) or not rows:
+        found = f"{len(header)} and {len(rows)}"
+        raise ValueError(f"{file}: expected two columns (or four) and at least one row, found {found}")
     ids = _in_order(cells[0] for cells in rows)
     faults = [f"{name!r} comes back after other ids" for name in _repeated(ids)] + ["an empty id"] * ("" in ids)
     if faults:
         raise ValueError(f"{file}: expected every id once, found {_listed(faults)}; download the sample file again")
-    return Sample(file, (header[0], header[1]), tuple(ids))
+    return Sample(file, header, tuple(ids))
 
 
 def write_submission(
@@ -142,9 +180,10 @@ def write_submission(
     """Write a submission with the sample's header, ids and order; it is kept only if check_submission accepts it.
 
     labels: {id: (height, width) integer labels, 0 background}; each is read twice, so a mapping that reads files keeps
-    memory to one image. dsb2018 takes object ids, hubmap2020 and hubmap2022 anything above 0, pcam {id: probability of
-    class 1}. Lines end in a line feed: the same labels give the same bytes. Raises ValueError naming every id that is
-    missing or not in the sample, and for masks where the format wants probabilities, or the other way round.
+    memory to one image. dsb2018 takes object ids, hubmap2020 and hubmap2022 anything above 0, hubmap2023 ScoredObjects,
+    pcam {id: probability of class 1}. Lines end in a line feed: the same labels give the same bytes. Raises ValueError
+    naming every id that is missing or not in the sample, and for masks where the format wants probabilities, or the
+    other way round.
     """
     name = recognise_format(sample.header) if submission_format == "auto" else submission_format
     if name not in FORMATS:
@@ -162,7 +201,7 @@ def write_submission(
     for image in sample.ids:
         cells = _cells(labels[image], name)
         lines += [f"{image},{cell}" for cell in cells]
-        empty += cells == [""]
+        empty += not cells[0].rpartition(",")[2]
     with written_aside(file) as aside:
         write_text(aside, "\n".join(lines) + "\n")
         check_submission(aside, sample, labels, name)
@@ -184,7 +223,7 @@ def check_submission(file: Path, sample: Sample, labels: Mapping[str, Truth], su
     faults += _id_faults(ids, sample.ids)
     by_image: dict[str, list[str]] = {}
     for cells in rows:
-        by_image.setdefault(cells[0], []).append(cells[1])
+        by_image.setdefault(cells[0], []).append(",".join(cells[1:]))
     for image in sample.ids:
         if image in by_image and image in labels:
             faults += [f"{image}: {fault}" for fault in _image_faults(by_image[image], labels[image], name)]
@@ -192,20 +231,64 @@ def check_submission(file: Path, sample: Sample, labels: Mapping[str, Truth], su
         raise ValueError(f"{file}: not a valid submission: {_listed(faults, '; ')}")
 
 
+_GIVEN = {"class": "a probability", "scored": "objects with confidences", "image": "a mask", "object": "a mask"}
+
+
 def _cells(labels: Truth, submission_format: str) -> list[str]:
-    """The cells of one image: run lengths, or a probability."""
-    wanted = "a probability" if FORMATS[submission_format].rows == "class" else "a mask"
-    found = "a probability" if isinstance(labels, float) else "a mask"
-    if wanted != found:
+    """What follows the id in the rows of one image: run lengths, a probability, or size and scored objects."""
+    rows = FORMATS[submission_format].rows
+    kinds = {float: "a probability", ScoredObjects: "objects with confidences"}
+    found = kinds.get(type(labels), "a mask")
+    if found != _GIVEN[rows]:
         raise ValueError(
-            f"submit.format={submission_format}: expected {wanted} for each image, found {found}; a run of "
-            f"train.task=classification gives probabilities, one of segmentation masks"
+            f"submit.format={submission_format}: expected {_GIVEN[rows]} for each image, found {found}; a run of "
+            f"train.task=classification gives probabilities, one of segmentation masks, of objects with confidences"
         )
     if isinstance(labels, float):
         return [f"{labels:.{PROBABILITY_DIGITS}f}"]
-    if FORMATS[submission_format].rows == "image":
+    if isinstance(labels, ScoredObjects):
+        height, width = labels.labels.shape
+        objects = [
+            f"0 {labels.confidences[number]:.{PROBABILITY_DIGITS}f} {_packed(labels.labels == number)}"
+            for number in _ids(labels.labels)
+        ]
+        return [f"{height},{width},{' '.join(objects)}"]
+    if rows == "image":
         return [rle.encode((labels > 0) & (labels != IGNORED))]
     return list(rle.encode_labels(labels).values()) or [""]
+
+
+def _ids(labels: np.ndarray) -> list[int]:
+    return [number for number in np.unique(labels).tolist() if 0 < number != IGNORED]
+
+
+def _packed(mask: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(rle.encode_coco(mask), zlib.Z_BEST_COMPRESSION)).decode()
+
+
+def _scored_faults(cell: str, objects: ScoredObjects) -> list[str]:
+    """Decode the cells of an image and compare sizes, confidences and every object's pixels."""
+    height, width, text = cell.split(",")
+    shape = objects.labels.shape
+    if (height, width) != tuple(map(str, shape)):
+        return [f"expected {shape[0]} x {shape[1]} pixels, found {height} x {width}"]
+    words = text.split()
+    wanted = _ids(objects.labels)
+    if len(words) != 3 * len(wanted):
+        return [f"expected {len(wanted)} objects of three words each, found {len(words)} words"]
+    faults = []
+    for number, name, confidence, packed in zip(wanted, words[::3], words[1::3], words[2::3], strict=True):
+        try:
+            mask = rle.decode_coco(zlib.decompress(base64.b64decode(packed, validate=True)), *shape)
+        except (ValueError, zlib.error) as error:
+            faults.append(f"object {number}: {error}")
+            continue
+        if name != "0" or confidence != f"{objects.confidences[number]:.{PROBABILITY_DIGITS}f}":
+            faults.append(
+                f"object {number}: expected class 0 and {objects.confidences[number]}, found {name} {confidence}"
+            )
+        faults += _pixel_faults(mask != (objects.labels == number))
+    return faults
 
 
 def _image_faults(cells: list[str], labels: Truth, submission_format: str) -> list[str]:
@@ -213,6 +296,8 @@ def _image_faults(cells: list[str], labels: Truth, submission_format: str) -> li
         return [f"expected one row, found {len(cells)}"]
     if isinstance(labels, float):
         return [] if cells == _cells(labels, submission_format) else [f"expected {labels}, found {cells[0]!r}"]
+    if isinstance(labels, ScoredObjects):
+        return _scored_faults(cells[0], labels)
     if "" in cells and len(cells) > 1:
         return ["an empty cell beside other rows"]
     try:

@@ -7,6 +7,7 @@ Writes: reports/<run>/submission.csv
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from pipeline.records.files import file_hash
 from pipeline.records.paths import Paths
 
 if TYPE_CHECKING:
-    from pipeline.records.submission import Sample
+    from pipeline.records.submission import Sample, Truth
 
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
@@ -25,7 +26,14 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
 
 def run(config: Config, paths: Paths) -> list[str]:
     """Write the file, decode it back, compare it with the masks, and only then keep it."""
-    from pipeline.records.submission import LabelFiles, read_sample_file, write_submission
+    from pipeline.records.submission import (
+        FORMATS,
+        LabelFiles,
+        ScoredFiles,
+        read_sample_file,
+        recognise_format,
+        write_submission,
+    )
 
     if not paths.sample_submission.exists():
         raise ValueError(
@@ -33,10 +41,15 @@ def run(config: Config, paths: Paths) -> list[str]:
             f"and run ingest again: the header and the ids of a submission are always the sample's"
         )
     sample = read_sample_file(paths.sample_submission)
+    name = recognise_format(sample.header) if config.submit.format == "auto" else config.submit.format
     file = paths.reports / "submission.csv"
     of_classes = config.train.task == "classification"
-    labels = _probabilities(paths.classes, sample) if of_classes else LabelFiles(paths.reports / "masks", sample.ids)
-    written = write_submission(file, labels, sample, config.submit.format)
+    labels: Mapping[str, Truth] = LabelFiles(paths.reports / "masks", sample.ids)
+    if of_classes:
+        labels = _probabilities(paths.classes, sample)
+    elif FORMATS[name].rows == "scored":
+        labels = ScoredFiles(LabelFiles(paths.reports / "masks", sample.ids), paths.predict)
+    written = write_submission(file, labels, sample, name)
     empty = "" if of_classes else f", {written.empty_images} of them empty"
     return [
         f"{written.rows} rows for {written.images} images{empty}, as {written.format}; "

@@ -48,12 +48,17 @@ EXAMPLES = {
     "image_pairs": ("input/a.png", "target/a.png"),
     "idc": ("8863/1/8863_idx5_x51_y1251_class1.png",),
     "hubmap2022": ("train_images/a.tiff",),
+    "hubmap2023": ("train/a.tif",),
     "glas": ("train_1.bmp", "train_1_anno.bmp"),
     "pcam": ("train/a.tif",),
     "polygons": ("a.tif",),
 }
 TABLES = {
     "hubmap2022": {"train.csv": "id,organ,img_height,img_width,pixel_size,rle\na,lung,4,6,0.4,1 2\n"},
+    "hubmap2023": {
+        "polygons.jsonl": '{"id": "a", "annotations": []}\n',
+        "tile_meta.csv": "id,source_wsi,dataset,i,j\na,1,1,0,0\n",
+    },
     "glas": {"Grade.csv": "name,patient ID, grade (GlaS)\ntrain_1, 7, benign\n"},
     "pcam": {"train_labels.csv": "id,label\na,1\n"},
     "polygons": {"a.xml": "<Annotations/>"},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from pathlib import Path
 
 import cv2
@@ -15,7 +18,7 @@ from pipeline.records.case import read_cases
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label, write_png
 from pipeline.records.raw import RawFolder
-from pipeline.records.rle import decode, encode
+from pipeline.records.rle import decode, decode_coco, encode
 from pipeline.stages import ingest, run
 
 TINY = [
@@ -31,8 +34,8 @@ def read(folder: Path, layout: str) -> RawDataset:
         return READERS[layout].read(raw, IngestSettings())
 
 
-def settings_of(root: Path, dataset: str) -> tuple[Config, Paths]:
-    config = load_config(Path(__file__).parents[2] / "configs" / f"{dataset}.yaml", TINY)
+def settings_of(root: Path, dataset: str, *more: str) -> tuple[Config, Paths]:
+    config = load_config(Path(__file__).parents[2] / "configs" / f"{dataset}.yaml", [*TINY, *more])
     return config, Paths.of(config, root)
 
 
@@ -115,6 +118,87 @@ def test_labels_of_hubmap_test_images_are_left_unread(tmp_path: Path) -> None:
     (tmp_path / "test_images" / "9.json").write_text("[]")
     (found,) = read(tmp_path, "hubmap2022").findings
     assert found.case_id == "9" and "left unread" in found.detail
+
+
+# --- HuBMAP 2023 -----------------------------------------------------------------------------------------------------
+
+
+def vasculature(raw: Path) -> dict[str, np.ndarray]:
+    """Twenty tiles of ten slides with two vessels each, one without a line, two test tiles; returns the vessels."""
+    generator = np.random.default_rng(6)
+    lines, tiles, masks = [], ["id,source_wsi,dataset,i,j"], {}
+    for number in range(20):
+        case_id, pixels = f"tile{number:02d}", picture(generator, 64, 64)
+        corners = [[[10 + number, 10], [30 + number, 10], [30 + number, 24], [10 + number, 24]]]
+        others = [[[5, 40], [20, 40], [20, 60], [5, 60]]], [[[40, 45], [60, 45], [60, 60], [40, 60]]]
+        masks[case_id] = np.zeros((64, 64), np.uint16)
+        # A corner names a pixel, which is the outline's own.
+        masks[case_id][10:25, 10 + number : 31 + number] = 1
+        masks[case_id][40:61, 5:21] = 2
+        masks[case_id][45:61, 40:61] = 65535
+        pixels[masks[case_id] > 0] //= 4
+        named = zip((corners, *others), ("blood_vessel", "blood_vessel", "unsure"), strict=True)
+        annotations = [{"type": kind, "coordinates": rings} for rings, kind in named]
+        annotations.append({"type": "glomerulus", "coordinates": [[[0, 0], [9, 0], [9, 9]]]})
+        if number < 18:
+            lines.append(json.dumps({"id": case_id, "annotations": annotations}))
+        save(raw / "train" / f"{case_id}.tif", pixels)
+        tiles.append(f"{case_id},{number // 2 + 1},{1 + number % 2},0,{number * 512}")
+    for case_id in ("testb", "testa"):
+        save(raw / "test" / f"{case_id}.tif", picture(generator, 64, 64))
+        tiles.append(f"{case_id},{99},2,0,0")
+    (raw / "polygons.jsonl").write_text("\n".join(lines) + "\n")
+    (raw / "tile_meta.csv").write_text("\n".join(tiles) + "\n")
+    (raw / "sample_submission.csv").write_text("id,height,width,prediction_string\ntestb,64,64,\ntesta,64,64,0 1.0 x\n")
+    return masks
+
+
+def test_hubmap2023_goes_from_raw_files_to_a_submission(tmp_path: Path) -> None:
+    # All tiles show much the same here, and would be taken for one field.
+    config, paths = settings_of(tmp_path, "hubmap2023", "split.groups=given")
+    masks = vasculature(paths.raw)
+    run("submit", config, paths, with_needs=True)
+    run("report", config, paths, with_needs=True)
+    cases = {case.case_id: case for case in read_cases(paths.cases)}
+    for case_id in list(masks)[:18]:
+        assert (read_label(paths.ingest / str(cases[case_id].label)) == masks[case_id]).all()
+    assert (cases["tile03"].group, cases["tile03"].stratum, cases["tile19"].label) == ("2", "2", None)
+    header, *lines = (paths.reports / "submission.csv").read_text().splitlines()
+    assert header == "id,height,width,prediction_string" and [line[:11] for line in lines] == [
+        "testb,64,64",
+        "testa,64,64",
+    ]
+    labels = read_label(paths.reports / "masks" / "testb.png")
+    words = lines[0].split(",")[3].split()
+    assert len(words) == 3 * len(np.unique(labels[labels > 0])) and set(words[::3]) <= {"0"}
+    painted = np.zeros((64, 64), bool)
+    for confidence, packed in zip(words[1::3], words[2::3], strict=True):
+        assert 0.0 < float(confidence) <= 1.0
+        painted |= decode_coco(zlib.decompress(base64.b64decode(packed)), 64, 64)
+    assert (painted == (labels > 0)).all()
+    assert submitted_anew(paths) == (paths.reports / "submission.csv").read_bytes()
+
+
+def test_every_bad_line_of_polygons_is_told_at_once(tmp_path: Path) -> None:
+    vasculature(tmp_path)
+    file = tmp_path / "polygons.jsonl"
+    first, *others = file.read_text().splitlines()
+    bad = [first, '{"id": "x"}', "no json", '{"id": "y", "annotations": [{"type": "nerve", "coordinates": []}]}']
+    file.write_text("\n".join([first, *others, *bad]) + "\n")
+    with pytest.raises(ValueError) as told:
+        read(tmp_path, "hubmap2023")
+    message = str(told.value)
+    for part in (
+        "line 19: ValueError a second line of tile00",
+        "line 20: KeyError",
+        "line 21",
+        "line 22: ValueError type",
+    ):
+        assert part in message
+    file.write_text("\n".join([*others, '{"id": "absent", "annotations": []}']) + "\n")
+    dataset = read(tmp_path, "hubmap2023")
+    assert [(fault.case_id, fault.fault) for fault in dataset.faults] == [("absent", "missing image")]
+    assert "17 of glomerulus left out" in dataset.findings[0].detail
 
 
 # --- PatchCamelyon ---------------------------------------------------------------------------------------------------

@@ -185,3 +185,30 @@ def test_the_competitions_own_runs_equal_its_masks(dsb2018: Path) -> None:
             assert texts == set(wanted[image])
             compared += len(texts)
     assert compared > 20
+
+
+@given(hnp.arrays(bool, SHAPES))
+def test_cocos_letters_are_those_of_pycocotools_and_come_back(mask: np.ndarray) -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    letters = rle.encode_coco(mask)
+    assert letters == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    assert (rle.decode_coco(letters, *mask.shape) == mask).all()
+
+
+def test_cocos_letters_of_a_large_mask_need_several_each() -> None:
+    mask = np.zeros((700, 900), bool)
+    mask[100:650, 3:880] = True
+    mask[200:210, 500:510] = False
+    coco = pytest.importorskip("pycocotools.mask")
+    letters = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    assert rle.encode_coco(mask) == letters
+    assert (rle.decode_coco(letters, 700, 900) == mask).all()
+
+
+@given(st.binary(max_size=12), st.integers(1, 9), st.integers(1, 9))
+def test_any_letters_of_coco_decode_or_are_refused(letters: bytes, height: int, width: int) -> None:
+    try:
+        mask = rle.decode_coco(letters, height, width)
+    except ValueError:
+        return
+    assert mask.shape == (height, width)

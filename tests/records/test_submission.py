@@ -110,7 +110,9 @@ def test_an_unknown_header_can_be_written_by_naming_the_format(tmp_path: Path, l
         write_submission(tmp_path / "submission.csv", labels, sample)
     write_submission(tmp_path / "submission.csv", labels, sample, "hubmap2020")
     assert (tmp_path / "submission.csv").read_text().startswith("name,rle\nb,")
-    with pytest.raises(ValueError, match="auto or one of dsb2018, hubmap2020, hubmap2022, pcam, found 'coco'"):
+    with pytest.raises(
+        ValueError, match="auto or one of dsb2018, hubmap2020, hubmap2022, hubmap2023, pcam, found 'coco'"
+    ):
         write_submission(tmp_path / "submission.csv", labels, sample, "coco")
 
 
