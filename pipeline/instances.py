@@ -62,6 +62,22 @@ def label_raster(probabilities: np.ndarray, outputs: Outputs, thresholds: Thresh
     return drop_objects(grown, probabilities[0], thresholds.minimum_size, thresholds.certainty)
 
 
+def object_classes(objects: np.ndarray, probabilities: np.ndarray, outputs: Outputs) -> list[tuple[str, float]]:
+    """Give object 1, 2, ..., n of a mask its class, the one most probable on the mean over its pixels, and that mean.
+
+    objects: (height, width) uint16, as label_raster made it of the same (channels, height, width) probabilities. Of
+    equal classes the first counts. Empty where outputs tell no classes of objects.
+    """
+    names = outputs.object_classes
+    if not names:
+        return []
+    sizes = np.bincount(objects.ravel())
+    planes = probabilities[-len(names) :].reshape(len(names), -1)
+    sums = np.stack([np.bincount(objects.ravel(), weights=plane) for plane in planes])
+    means = sums[:, 1:] / np.maximum(sizes[1:], 1)
+    return [(names[best], float(means[best, number])) for number, best in enumerate(means.argmax(axis=0))]
+
+
 def grow_objects(probabilities: np.ndarray, channels: Sequence[str], thresholds: Thresholds) -> np.ndarray:
     """Grow one object from each core over the foreground, by watershed; (height, width) int32 ids 1..n."""
     return flood(probabilities[channels.index("foreground")], interior_of(probabilities, channels), thresholds)
@@ -153,7 +169,9 @@ def tune(
     """
     from scipy.optimize import direct
 
-    kept = [(to_levels(probabilities(i)), truths(i)) for i in cases]
+    # What classes objects have is not asked here, and would be kept for nothing.
+    outputs = replace(outputs, channels=outputs.channels[: len(outputs.channels) - len(outputs.object_classes)])
+    kept = [(to_levels(probabilities(i)[: len(outputs.channels)]), truths(i)) for i in cases]
     if outputs.activation == "softmax":
         return Thresholds(), float(_scores_of_drops(kept, outputs, Thresholds())[0])
     bounds = [FOREGROUND_BOUNDS, SEED_BOUNDS] if outputs.has_objects else [FOREGROUND_BOUNDS]

@@ -14,7 +14,7 @@ from pipeline.metrics.summary import score_case
 from pipeline.records.case import IGNORED, Case
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label
-from pipeline.targets import channels_of
+from pipeline.targets import CLASS, channels_of
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Outputs:
     target: as train.target names it (never auto), image, or class; channels: a name each; activation:
     sigmoid (each channel alone), softmax (the channels of a pixel, or image, sum to 1) or identity (an image as it is);
     label_kind: what labels and what is made of the channels hold: instance (an id an object), semantic (class ids),
-    image (RGB) or class (one an image); paired: of images, whether targets were images of their own, None where that
-    was not recorded, and of anything else.
+    image (RGB) or class (one an image); the last channels of objects that begin with CLASS hold the probability that an
+    object is of that class; paired: of images, whether targets were images of their own, None where that was not
+    recorded, and of anything else.
     """
 
     target: str
@@ -47,6 +48,16 @@ class Outputs:
     def has_objects(self) -> bool:
         """Whether masks hold objects rather than classes."""
         return self.label_kind == "instance"
+
+    @property
+    def object_classes(self) -> tuple[str, ...]:
+        """Names of the classes that objects are told apart by; empty where they are not."""
+        return tuple(name.removeprefix(CLASS) for name in self.class_channels)
+
+    @property
+    def class_channels(self) -> tuple[str, ...]:
+        """The channels of those classes, which are the last ones."""
+        return tuple(name for name in self.channels if name.startswith(CLASS)) if self.has_objects else ()
 
     @property
     def is_image(self) -> bool:
@@ -117,7 +128,26 @@ class Outputs:
                 "train.target: classes needs class rasters, found object ids; take offsets, boundary or binary"
             )
         (kind,) = kinds
-        return cls(target, channels_of(target, classes), "softmax" if target == "classes" else "sigmoid", kind)
+        channels = channels_of(target, classes)
+        if kind == "instance":
+            channels += tuple(f"{CLASS}{name}" for name in _object_classes(cases))
+        return cls(target, channels, "softmax" if target == "classes" else "sigmoid", kind)
+
+
+def _object_classes(cases: Sequence[Case]) -> tuple[str, ...]:
+    """The classes of objects, in order; none where there are fewer than two to tell apart.
+
+    Raises ValueError where some labels tell the classes of their objects and others do not.
+    """
+    labelled = [case for case in cases if case.label]
+    without = [case.case_id for case in labelled if case.classes is None]
+    if without and len(without) < len(labelled):
+        raise ValueError(
+            f"expected labels that all tell the classes of their objects, found {len(without)} that do not "
+            f"({', '.join(without[:5])}); run ingest again, or leave them out with ingest.exclude"
+        )
+    names = sorted({name for case in labelled for name in case.classes or ()})
+    return tuple(names) if len(names) > 1 else ()
 
 
 def _refuse_other_images(config: Config) -> None:

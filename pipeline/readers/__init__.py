@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.readers import dsb2018, folder_pairs, glas, hubmap2022, idc, image_pairs, images, pcam, polygons
+from pipeline.readers import dsb2018, folder_pairs, glas, hubmap2022, idc, image_pairs, images, pannuke, pcam, polygons
 from pipeline.readers.layout import RawCase, RawDataset, Reader
 from pipeline.records.raw import RawFolder
 
@@ -26,6 +26,11 @@ READERS = {
         pcam.recognises,
         pcam.read,
         "train_labels.csv (id,label), train/<id>.tif and test/<id>.tif: patches with a class each",
+    ),
+    "pannuke": Reader(
+        pannuke.recognises,
+        pannuke.read,
+        "fold1/images.npy, masks.npy and types.npy, nested as they come, for each fold",
     ),
     "folder_pairs": Reader(
         folder_pairs.recognises,

@@ -20,6 +20,7 @@ from pipeline.labels import (
     ValueSurvey,
     check_size,
     difference,
+    from_class_planes,
     from_object_masks,
     from_outlines,
     from_raster,
@@ -28,7 +29,7 @@ from pipeline.labels import (
     survey,
 )
 from pipeline.readers.layout import RawCase
-from pipeline.records.decode import bit_depth, decode, to_plane, to_rgb
+from pipeline.records.decode import Decoded, bit_depth, decode, from_array, to_plane, to_rgb
 from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
@@ -41,7 +42,8 @@ class Checked:
     shape: height and width. image: (height, width, 3) uint8 RGB; label: where the case has one, its raster, or target:
     uint8 RGB of the image's size. All stay None where there are faults, and where they wait for the whole data set.
     bits: depth of image and target where one has more than 8 bits a channel;
-    survey: values of a label raster; objects: how many the label has, its pixels dropped or not.
+    survey: values of a label raster; objects: how many the label has, and
+    classes: theirs where they are told; both stay when its pixels are dropped.
     """
 
     case: RawCase
@@ -52,6 +54,7 @@ class Checked:
     bits: int | None = None
     survey: ValueSurvey | None = None
     objects: int = 0
+    classes: list[str] | None = None
     faults: list[Fault] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
 
@@ -64,6 +67,11 @@ class Checked:
     def findings(self) -> list[Finding]:
         """Its remarks as lines of findings.csv."""
         return [remark.on(self.case.case_id) for remark in self.remarks]
+
+    def count(self, label: Label | None) -> None:
+        """Keep what is known of a label beside its pixels."""
+        if label is not None:
+            self.objects, self.classes = label.count, None if label.classes is None else list(label.classes)
 
     def drop_pixels(self) -> None:
         """Forget the pixels once they are written, so that memory holds a few cases at a time."""
@@ -82,7 +90,7 @@ def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Check
     label = _check_label(raw, checked, settings) if case.segmented else None
     if not checked.faults and not checked.waits:
         checked.image, checked.target, checked.label = image, target, label
-        checked.objects = label.count if label else 0
+        checked.count(label)
     return checked
 
 
@@ -97,7 +105,7 @@ def finish_case(raw: RawFolder, case: RawCase, settings: IngestSettings, meaning
         checked.remarks += [*remarks, *checked.label.remarks]
     elif case.segmented:
         checked.label = _check_label(raw, checked, settings)
-    checked.objects = checked.label.count if checked.label else 0
+    checked.count(checked.label)
     return checked
 
 
@@ -109,7 +117,7 @@ def _colours(
     bits: depth by which every image of the data set is scaled; None while it is being found.
     """
     try:
-        decoded = decode(name, raw.read(name), "image")
+        decoded = _decoded(raw, checked.case, name)
         if checked.case.target == checked.case.image:
             decoded = replace(decoded, pixels=_half(decoded.pixels, right=of_target))
         shape = decoded.pixels.shape[:2]
@@ -126,6 +134,10 @@ def _colours(
         return None
     checked.remarks += remarks
     return pixels
+
+
+def _decoded(raw: RawFolder, case: RawCase, name: str) -> Decoded:
+    return decode(name, raw.read(name), "image") if case.index is None else from_array(raw.array(name)[case.index])
 
 
 def _check_table(case: RawCase, shape: tuple[int, ...]) -> None:
@@ -148,6 +160,8 @@ def _check_label(raw: RawFolder, checked: Checked, settings: IngestSettings) -> 
     case = checked.case
     if case.outlines is not None:
         return _outlined(checked, case.outlines, by_class=settings.label_kind == "semantic")
+    if case.planes is not None:
+        return _of_planes(raw, checked, case.planes)
     if case.raster is None:
         return _objects(raw, checked, settings)
     try:
@@ -167,6 +181,21 @@ def _outlined(checked: Checked, outlines: tuple[Outline, ...], *, by_class: bool
         label = from_outlines(outlines, checked.shape, by_class=by_class)
     except FaultyFile as fault:
         checked.note(checked.case.image, fault)
+        return None
+    checked.remarks += label.remarks
+    return label
+
+
+def _of_planes(raw: RawFolder, checked: Checked, name: str) -> Label | None:
+    case = checked.case
+    if checked.shape is None:
+        return None
+    try:
+        planes = raw.array(name)[case.index]
+        check_size(planes.shape, checked.shape)
+        label = from_class_planes(planes, case.plane_classes)
+    except FaultyFile as fault:
+        checked.note(f"{name}[{case.index}]", fault)
         return None
     checked.remarks += label.remarks
     return label

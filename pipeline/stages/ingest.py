@@ -130,8 +130,10 @@ def _record(checked: Checked, dataset: str, kind: LabelKind) -> Case:
         height=checked.shape[0],
         width=checked.shape[1],
         mpp=case.mpp,
-        source=case.image,
+        source=case.source,
+        classes=checked.classes,
         class_name=case.class_name,
+        part=case.part,
     )
 
 
