@@ -245,8 +245,8 @@ class RawFolder:
             problem = f"has the unknown compression {info.compress_type}; unpack the zip into the raw folder"
         elif info.file_size > MAXIMUM_MEMBER_BYTES:
             problem = (
-                f"unpacks to {info.file_size:,} bytes; if that is what it should be, unpack the zip into the raw "
-                "folder and take the zip away"
+                f"unpacks to {info.file_size:,} bytes; unpack the zip into the raw folder and take the zip away, if "
+                "that is what it should be"
             )
         elif info.file_size > max(RATIO_MATTERS_FROM, MAXIMUM_RATIO * info.compress_size):
             problem = f"unpacks from {info.compress_size:,} to {info.file_size:,} bytes, as a zip bomb does"

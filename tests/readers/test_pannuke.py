@@ -184,8 +184,10 @@ def test_published_folds_are_the_parts(tmp_path: Path) -> None:
     parts = read_parts(paths)
     assert {case.part for case in parts["test"]} == {"fold2"} and len(parts["train"]) + len(parts["validation"]) == 14
     assert parts["validation"] and not {case.part for case in parts["train"]} - {"fold1", "fold3"}
-    for wrong, found in (("fold2: test, fold1: train", "nothing for fold3"),
-                         ("fold2: test, fold1: train, fold3: train, fold4: train", "fold4, which is none")):  # fmt: skip
+    for wrong, found in (
+        ("fold2: test, fold1: train", "nothing for fold3"),
+        ("fold2: test, fold1: train, fold3: train, fold4: train", "fold4, which is none"),
+    ):
         config, paths = settings_of(tmp_path, f"split.published={{{wrong}}}")
         with pytest.raises(ValueError, match=f"published in \\(fold1, fold2, fold3\\), found {found}"):
             split.run(config, paths)
