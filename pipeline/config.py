@@ -59,8 +59,10 @@ class IngestSettings(Settings):
     """Stage of the competition whose test images and sample submission are used, where it had two."""
     label_source: Literal["masks", "runs"] = "masks"
     """Where masks and a run-length file both exist and differ: the one that is believed (dsb2018)."""
-    label_kind: Literal["auto", "instance", "semantic"] = "auto"
-    """What the values of a label raster mean (folder_pairs); auto decides over the whole data set."""
+    label_kind: Literal["auto", "instance", "semantic", "coarse"] = "auto"
+    """What the values of a label raster mean (folder_pairs); auto decides over the whole data set. Of polygons semantic
+    makes class ids instead of objects; of idc coarse makes one image a patient, with a label of squares, instead of
+    patches of a class each."""
     threshold: int = Field(default=127, ge=0, le=65534)
     """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed."""
     group_csv: Path | None = None

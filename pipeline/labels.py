@@ -35,7 +35,7 @@ _SHOWN = 3
 class Label:
     """A label raster and what had to be done to get it.
 
-    raster: (height, width) uint16. count: objects (instance) or foreground classes (semantic) in it.
+    raster: (height, width) uint16. count: objects (instance), foreground classes (semantic) or squares (coarse) in it.
     classes: of object 1, 2, ..., count, where they are told.
     """
 

@@ -173,6 +173,26 @@ def _boxes(label: np.ndarray) -> list[tuple[int, ...]]:
     return [tuple(box) for box in boxes[boxes[:, 2] > 0].tolist()]
 
 
+def cell_means(maps: np.ndarray, cell: int) -> np.ndarray:
+    """Mean of each square of maps: (C, H, W) float32 to (C, ceil(H / cell), ceil(W / cell)).
+
+    cell: pixels along a square; those over the end hold what there is of them.
+    """
+    size = -(-maps.shape[1] // cell), -(-maps.shape[2] // cell)
+    return fit_target(maps, np.ones(maps.shape[1:], bool), 0, cell, size)[0]
+
+
+def cell_classes(label: np.ndarray, cell: int) -> np.ndarray:
+    """Commonest class of each square of a label, (H, W) uint16 class ids to (ceil(H / cell), ceil(W / cell)).
+
+    Ignored pixels have no vote; a square of nothing else is ignored.
+    """
+    size = -(-label.shape[0] // cell), -(-label.shape[1] // cell)
+    valid = label != IGNORED
+    classes, known = fit_target(np.where(valid, label, 0)[np.newaxis], valid, 0, cell, size)
+    return np.where(known, classes[0], IGNORED).astype(np.uint16)
+
+
 def fit_target(
     target: np.ndarray, valid: np.ndarray, margin: int, stride: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:

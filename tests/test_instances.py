@@ -156,9 +156,8 @@ def test_ignored_pixels_do_not_count() -> None:
 def test_an_object_takes_the_class_of_the_largest_mean() -> None:
     outputs = Outputs("binary", ("foreground", "class a", "class b"), "sigmoid", "instance")
     objects = np.array([[1, 1, 0], [0, 2, 2]], np.uint16)
-    maps = np.array(
-        [[[1, 1, 0], [0, 1, 1]], [[0.9, 0.2, 1], [1, 0.5, 0.1]], [[0.3, 0.4, 0], [0, 0.3, 0.5]]], np.float32
-    )
+    one, other = [[0.9, 0.2, 1], [1, 0.5, 0.1]], [[0.3, 0.4, 0], [0, 0.3, 0.5]]
+    maps = np.array([objects > 0, one, other], np.float32)
     assert object_classes(objects, maps, outputs) == [("a", pytest.approx(0.55)), ("b", pytest.approx(0.4))]
     assert object_classes(np.zeros((2, 3), np.uint16), maps, outputs) == []
     assert object_classes(objects, maps[:1], OBJECTS_OF_BINARY) == []

@@ -29,6 +29,7 @@ from pipeline.labels import (
     survey,
 )
 from pipeline.readers.layout import RawCase
+from pipeline.records.case import IGNORED
 from pipeline.records.decode import Decoded, bit_depth, decode, from_array, to_plane, to_rgb
 from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
 from pipeline.records.outline import Outline
@@ -85,12 +86,54 @@ class Checked:
 def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Checked:
     """Read image and label of one case; what is wrong with them stands in its faults."""
     checked = Checked(case)
+    if case.patches:
+        return _stitch(raw, checked)
     image = _colours(raw, checked, case.image)
     target = _colours(raw, checked, case.target, of_target=True) if case.target else None
     label = _check_label(raw, checked, settings) if case.segmented else None
     if not checked.faults and not checked.waits:
         checked.image, checked.target, checked.label = image, target, label
         checked.count(label)
+    return checked
+
+
+def _stitch(raw: RawFolder, checked: Checked) -> Checked:
+    """Lay the patches of a case side by side: white, and unknown, where there is none."""
+    case, found, small = checked.case, [], 0
+    assert case.cell is not None
+    for patch in case.patches:
+        try:
+            decoded = decode(patch.name, raw.read(patch.name), "image")
+            pixels, remarks = to_rgb(decoded)
+            if decoded.pixels.dtype != np.uint8:
+                raise FaultyFile("deep patch", "8 bits a channel", str(decoded.pixels.dtype), "save it with 8 bits")
+            if max(pixels.shape[:2]) > case.cell:
+                expected, size = f"at most {case.cell} x {case.cell} pixels", " x ".join(map(str, pixels.shape[:2]))
+                raise FaultyFile("large patch", expected, size, "it would cover its neighbours: cut or delete it")
+        except FaultyFile as fault:
+            checked.note(patch.name, fault)
+            continue
+        checked.remarks += remarks
+        small += min(pixels.shape[:2]) < case.cell
+        found.append((patch, pixels))
+    if checked.faults:
+        return checked
+    height = max(patch.top + pixels.shape[0] for patch, pixels in found)
+    width = max(patch.left + pixels.shape[1] for patch, pixels in found)
+    checked.shape = height, width
+    checked.image = np.full((height, width, 3), 255, np.uint8)
+    label = np.full((height, width), IGNORED, np.uint16)
+    for patch, pixels in found:
+        window = np.s_[patch.top : patch.top + pixels.shape[0], patch.left : patch.left + pixels.shape[1]]
+        checked.image[window], label[window] = pixels, patch.class_id
+    if small:
+        checked.remarks.append(Remark("noted", "small patches", f"{small} of {len(found)}, kept at their places"))
+    squares = -(-height // case.cell) * -(-width // case.cell)
+    checked.remarks.append(
+        Remark("noted", "squares without patch", f"{squares - len(found)} of {squares} are unknown, and left out")
+    )
+    checked.label = Label(label, sum(patch.class_id > 0 for patch in case.patches))
+    checked.count(checked.label)
     return checked
 
 

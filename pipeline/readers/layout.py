@@ -23,6 +23,16 @@ GROUP_COLUMNS = ("case_id", "group", "stratum")
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A file that holds a part of an image: the place of its first pixel in the image, and the class of all of it."""
+
+    name: str
+    top: int
+    left: int
+    class_id: int
+
+
+@dataclass(frozen=True)
 class RawCase:
     """One image of the raw folder.
 
@@ -33,6 +43,8 @@ class RawCase:
     the image in the left half. class_name: the class of the whole image.
     planes: an array of object ids, one plane a class, of which plane_classes names the first ones. index: place of the
     image within image and planes, which are then arrays (.npy) of many.
+    patches: files that the image is stitched from, image being their folder; cell: side in pixels of the squares of
+    which each has one class.
     labelled: whether a label is expected. mpp: microns per pixel. size: height and width that a table gives the image.
     part: the data set's own part or fold.
     """
@@ -54,6 +66,8 @@ class RawCase:
     planes: str | None = None
     plane_classes: tuple[str, ...] = ()
     index: int | None = None
+    patches: tuple[Patch, ...] = ()
+    cell: int | None = None
     part: str | None = None
 
     @property

@@ -23,11 +23,12 @@ class Case:
     """One image, its label and where it comes from.
 
     image, label: POSIX paths relative to the data set's ingest folder; label is None where there is no truth.
-    label_kind: instance (0 background, 1..n objects), semantic (class ids), coarse, class (one an image, class_name),
-    image (the label is the same tissue as RGB in the wanted stain) or none.
+    label_kind: instance (0 background, 1..n objects), semantic (class ids), coarse (the same, by squares), class (one
+    an image, class_name), image (the label is the same tissue as RGB in the wanted stain) or none.
     group: unit of split and bootstrap (patient, slide, field), None where unknown; stratum: for balance and tables.
     height, width: pixels; mpp: microns per pixel or None; source: the raw file, relative to the raw folder.
     classes: the class of object 1, 2, ..., n, where an instance label tells them.
+    cell: side in pixels of the squares that a coarse label has one class for each.
     part: the data set's own part or fold that the case was published in, None where there are none.
     """
 
@@ -44,6 +45,7 @@ class Case:
     source: str
     classes: list[str] | None = None
     class_name: str | None = None
+    cell: int | None = None
     part: str | None = None
 
     @property

@@ -86,6 +86,7 @@ def run(config: Config, paths: Paths) -> list[str]:
             if names:
                 found = [name for name, _ in told]
                 rows[-1] |= score_object_classes(truth, mask, case.classes or (), found, names)
+            maps, truth = trained.outputs.by_cell(maps, truth)
             calibration.add(trained.outputs.foreground(maps), truth)
     table = per_case_table(rows)
     write_text(paths.reports / "per_case.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6f"))

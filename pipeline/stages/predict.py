@@ -151,6 +151,11 @@ def predict_slides(
     trained = named_run(run)
     if trained.outputs.is_image or trained.outputs.is_class:
         raise ValueError(f"{trained.folder}: expected a run that makes masks, found task {trained.config.train.task}")
+    if trained.outputs.cell is not None:
+        raise ValueError(
+            f"{trained.folder}: expected a run that maps pixels, found one of squares of {trained.outputs.cell} "
+            "pixels, which slides are not cut into; cut them into images, and take --images"
+        )
     files = sorted(file for file in slides.iterdir() if file.is_file()) if slides.is_dir() else [slides]
     repeated = sorted({file.stem for file in files if sum(file.stem == other.stem for other in files) > 1})
     if not files or repeated:
