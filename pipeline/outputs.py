@@ -91,8 +91,8 @@ class Outputs:
         if self.is_image:
             return compare(mask, truth)
         if self.cell is not None:
-            squares = (cell_classes(raster, self.cell) for raster in (truth, mask))
-            return score_case(*squares, "coarse") | dict(zip(("height", "width"), truth.shape, strict=True))
+            true, predicted = (cell_classes(raster, self.cell) for raster in (truth, mask))
+            return score_case(true, predicted, "coarse") | dict(zip(("height", "width"), truth.shape, strict=True))
         if self.has_objects:
             return score_case(truth, mask, "instance")
         if self.activation == "softmax":

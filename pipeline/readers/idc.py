@@ -10,7 +10,7 @@ which is left unread.
 
 ingest.label_kind=coarse reads each patient as one image instead, stitched from the patches by their places, with a
 label of squares of 50 x 50 pixels: 1 with carcinoma, 0 without. Where there is no patch the image is white, and the
-label unknown: patches were cut from annotated tissue alone, so that a missing one is no negative.
+label unknown: a missing patch is no negative.
 """
 
 from __future__ import annotations

@@ -161,6 +161,8 @@ def predict_slides(
     if not files or repeated:
         found = f"several of {', '.join(repeated[:5])}" if repeated else "none"
         raise ValueError(f"{slides}: expected slides of different names without suffix, found {found}")
+    if trained.outputs.object_classes:
+        print("noted: what is written of slides does not tell the classes of objects; predict --images does")
     settings = load_config(None, [*overrides])
     asked = {override.partition("=")[0].split(".")[0] for override in overrides}
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
