@@ -20,6 +20,7 @@ from pipeline.records.rasters import read_image, read_label
 from pipeline.records.raw import RawFolder
 from pipeline.records.split import read_parts
 from pipeline.stages import ingest, run, split
+from pipeline.stages.predict import predict_images
 
 TINY = [
     "augment.crop=32", "augment.elastic=0", "augment.scale=[1.0,1.0]",
@@ -197,6 +198,19 @@ def test_published_folds_are_the_parts(tmp_path: Path) -> None:
         settings_of(tmp_path, "split.published={fold1: train}")
 
 
+def test_more_images_than_are_compared_are_divided_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pannuke(tmp_path / "data" / "raw" / "pannuke")
+    ingested(tmp_path)
+    monkeypatch.setattr(split, "MAXIMUM_IMAGES", 20)
+    config, paths = settings_of(tmp_path, "split.published={}")
+    lines = split.run(config, paths)
+    assert any("images were not compared: given groups are trusted, and what has none" in line for line in lines)
+    assert json.loads(paths.proof.read_text())["joins"]["compared_pixels"] is False
+    assert len(read_parts(paths)["test"]) >= 2
+
+
 def test_groups_across_published_parts_are_told_and_divided(tmp_path: Path) -> None:
     raw = tmp_path / "data" / "raw" / "pannuke"
     pannuke(raw, dtype=np.uint8)
@@ -230,5 +244,8 @@ def test_pannuke_goes_from_raw_files_to_a_report_with_scores_by_class(tmp_path: 
     assert counted == {
         name: int(read_label(paths.reports / "masks" / f"{name}.png").max(initial=0)) for name in counted
     }  # fmt: skip
+    predict_images(str(paths.train), paths.ingest / "images" / "fold1_0001.png", tmp_path / "out")
+    told = (tmp_path / "out" / "objects.csv").read_text().splitlines()
+    assert len(told) == 1 + int(read_label(tmp_path / "out" / "fold1_0001.png").max(initial=0))
     page = (paths.reports / "report.html").read_text()
     assert "mPQ" in page and "PQ, neoplastic" in page
