@@ -100,6 +100,7 @@ METRICS_SCHEMA = {
     "<metric> bpq, mpq": "bPQ and mPQ (Gamper 2020): mean over strata (tissues) of the mean over cases",
     "<metric> pq_class_<k>": "panoptic quality of the objects of class k, mean over the cases that have some in truth",
     "classes.<k>": "name of class k of objects",
+    "cell": "of coarse labels: side in pixels of the squares that every count and score counts instead of pixels",
     "<metric> dice_pooled, iou_pooled": "from the pixels of all cases together; several classes: mean over classes",
     "<metric> precision_70_pooled, recall_70_pooled, f1_70_pooled": "from the objects of all cases together",
 }

@@ -215,6 +215,11 @@ def _table_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _cautions(sources: Sources, part: str) -> list[str]:
     """Say what limits the figures, as far as the files tell."""
     metrics, told = sources.metrics, []
+    if (cell := metrics.get("cell")) is not None:
+        told.append(
+            f"Labels tell one class for each square of {cell} x {cell} pixels: wherever this page speaks of pixels, "
+            "scores count squares, each by the mean probability over it."
+        )
     if (groups := metrics.get("groups")) is not None and groups < MINIMUM_GROUPS:
         told.append(
             f"The {part} part has {groups} groups. Below {MINIMUM_GROUPS} there is no interval: "

@@ -96,6 +96,7 @@ def run(config: Config, paths: Paths) -> list[str]:
         "run": config.run,
         "dataset": config.dataset,
         **({"classes": {str(number): name for number, name in enumerate(names, start=1)}} if names else {}),
+        **({"cell": trained.outputs.cell} if trained.outputs.cell is not None else {}),
         **summarise(table, PART, config.evaluate.resamples, config.seed),
         "unscored": len(parts["unlabelled"]),
         "thresholds": chosen["thresholds"],

@@ -170,7 +170,8 @@ def test_patients_go_from_raw_patches_to_a_report_that_counts_squares(tmp_path: 
         assert int(row["tp"]) + int(row["fn"]) == (truth == 1).sum()
     bins = metrics["calibration"]["bins"]
     assert sum(one["pixels"] for one in bins) == 11 * metrics["cases"]
-    assert (paths.reports / "report.html").exists()
+    page = (paths.reports / "report.html").read_text()
+    assert metrics["cell"] == 50 and "one class for each square of 50 x 50 pixels" in page
 
 
 @pytest.mark.real
