@@ -51,7 +51,8 @@ class IngestSettings(Settings):
     """Raw files to checked cases."""
 
     layout: Literal[
-        "auto", "dsb2018", "hubmap2022", "hubmap2023", "glas", "pcam", "folder_pairs", "polygons", "idc", "image_pairs",
+        "auto", "dsb2018", "hubmap2022", "hubmap2023", "glas", "pcam", "pannuke", "folder_pairs", "polygons", "idc",
+        "image_pairs",
         "images",
     ] = "auto"  # fmt: skip
     """Layout of the raw folder; auto recognises it and says which it took."""
@@ -59,8 +60,10 @@ class IngestSettings(Settings):
     """Stage of the competition whose test images and sample submission are used, where it had two."""
     label_source: Literal["masks", "runs"] = "masks"
     """Where masks and a run-length file both exist and differ: the one that is believed (dsb2018)."""
-    label_kind: Literal["auto", "instance", "semantic"] = "auto"
-    """What the values of a label raster mean (folder_pairs); auto decides over the whole data set."""
+    label_kind: Literal["auto", "instance", "semantic", "coarse"] = "auto"
+    """What the values of a label raster mean (folder_pairs); auto decides over the whole data set. Of polygons semantic
+    makes class ids instead of objects; of idc coarse makes one image a patient, with a label of squares, instead of
+    patches of a class each."""
     threshold: int = Field(default=127, ge=0, le=65534)
     """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed."""
     group_csv: Path | None = None
@@ -93,6 +96,10 @@ class SplitSettings(Settings):
     """Share of the labelled cases for validation: early stopping, thresholds, flips."""
     test_strata: tuple[str, ...] = ()
     """Strata that become the test part as a whole, and no other case does: how well it goes on an unknown look."""
+    published: dict[str, Literal["train", "validation", "test"]] = Field(default_factory=dict)
+    """Parts or folds that the data set was published in, and the part that each becomes as a whole, e.g. {fold1: train,
+    fold2: validation, fold3: test}; where none becomes validation, that is drawn from train. By default none is held
+    to."""
     folds: int = Field(default=5, ge=2, le=20)
     """Number of group-stratified folds over what is not test."""
     fold: int | None = Field(default=None, ge=0)
@@ -104,6 +111,17 @@ class SplitSettings(Settings):
             raise ValueError(f"fold: expected one of the {self.folds} folds, 0 to {self.folds - 1}, found {self.fold}")
         if self.test_share + self.validation_share >= 0.9:
             raise ValueError("test_share + validation_share must stay below 0.9, so that something is left to train on")
+        if self.published:
+            kept = set(self.published.values())
+            unused = {"test_share", "test_strata", "fold", *(["validation_share"] if "validation" in kept else [])}
+            defaults = type(self).model_fields
+            idle = [name for name in sorted(unused) if getattr(self, name) != defaults[name].default]
+            if idle:
+                raise ValueError(f"published says which cases are tested on: leave out {', '.join(idle)} beside it")
+            if not {"train", "test"} <= kept:
+                raise ValueError(
+                    f"published: expected a part that becomes train and one that becomes test, found {sorted(kept)}"
+                )
         return self
 
 

@@ -13,6 +13,7 @@ from pipeline.metrics.instance import average_precision, overlaps
 from pipeline.outputs import Outputs
 from pipeline.records.case import MAXIMUM_OBJECTS
 from pipeline.records.rasters import from_levels, to_levels
+from pipeline.targets import cell_means
 
 
 class TooManyObjects(ValueError):
@@ -52,14 +53,35 @@ def label_raster(probabilities: np.ndarray, outputs: Outputs, thresholds: Thresh
     """Turn (channels, height, width) probabilities into (height, width) uint16: object ids, or class ids.
 
     softmax: the most probable class. sigmoid with boundary, distance or offsets: objects grown by watershed from their
-    cores. sigmoid with foreground alone: 1 where the probability is above the threshold.
+    cores. sigmoid with foreground alone: 1 where the probability is above the threshold; of coarse labels, where its
+    mean over the square is.
     """
     if outputs.activation == "softmax":
         return probabilities.argmax(axis=0).astype(np.uint16)
+    if outputs.cell is not None:
+        means = cell_means(probabilities[:1], outputs.cell)[0]
+        squares = (means > thresholds.foreground).repeat(outputs.cell, 0).repeat(outputs.cell, 1)
+        return squares[: probabilities.shape[1], : probabilities.shape[2]].astype(np.uint16)
     if not outputs.has_objects:
         return (probabilities[0] > thresholds.foreground).astype(np.uint16)
     grown = grow_objects(probabilities, outputs.channels, thresholds)
     return drop_objects(grown, probabilities[0], thresholds.minimum_size, thresholds.certainty)
+
+
+def object_classes(objects: np.ndarray, probabilities: np.ndarray, outputs: Outputs) -> list[tuple[str, float]]:
+    """Give object 1, 2, ..., n of a mask its class, the one most probable on the mean over its pixels, and that mean.
+
+    objects: (height, width) uint16, as label_raster made it of the same (channels, height, width) probabilities. Of
+    equal classes the first counts. Empty where outputs tell no classes of objects.
+    """
+    names = outputs.object_classes
+    if not names:
+        return []
+    sizes = np.bincount(objects.ravel())
+    planes = probabilities[-len(names) :].reshape(len(names), -1)
+    sums = np.stack([np.bincount(objects.ravel(), weights=plane) for plane in planes])
+    means = sums[:, 1:] / np.maximum(sizes[1:], 1)
+    return [(names[best], float(means[best, number])) for number, best in enumerate(means.argmax(axis=0))]
 
 
 def grow_objects(probabilities: np.ndarray, channels: Sequence[str], thresholds: Thresholds) -> np.ndarray:
@@ -153,7 +175,11 @@ def tune(
     """
     from scipy.optimize import direct
 
-    kept = [(to_levels(probabilities(i)), truths(i)) for i in cases]
+    # What classes objects have is not asked here, and would be kept for nothing.
+    outputs = replace(outputs, channels=outputs.channels[: len(outputs.channels) - len(outputs.object_classes)])
+    scored = (outputs.by_cell(probabilities(i)[: len(outputs.channels)], truths(i)) for i in cases)
+    kept = [(to_levels(maps), truth) for maps, truth in scored]
+    outputs = replace(outputs, cell=None)
     if outputs.activation == "softmax":
         return Thresholds(), float(_scores_of_drops(kept, outputs, Thresholds())[0])
     bounds = [FOREGROUND_BOUNDS, SEED_BOUNDS] if outputs.has_objects else [FOREGROUND_BOUNDS]

@@ -35,12 +35,14 @@ _SHOWN = 3
 class Label:
     """A label raster and what had to be done to get it.
 
-    raster: (height, width) uint16. count: objects (instance) or foreground classes (semantic) in it.
+    raster: (height, width) uint16. count: objects (instance), foreground classes (semantic) or squares (coarse) in it.
+    classes: of object 1, 2, ..., count, where they are told.
     """
 
     raster: np.ndarray
     count: int
     remarks: tuple[Remark, ...] = ()
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def from_object_masks(masks: Iterable[tuple[str, np.ndarray]], shape: tuple[int,
         remarks.append(Remark("repaired", "other foreground value", f"{_some(odd)}: read as foreground"))
     if len(boxes) > MAXIMUM_OBJECTS:
         raise _too_many(len(boxes))
-    raster, more = _painted(boxes, shape)
+    raster, _, more = _painted(boxes, shape)
     remarks += more
     count = int(raster.max(initial=0))
     return Label(raster, count, (*remarks, *_pieces_remark(raster)))
@@ -173,10 +175,43 @@ def from_outlines(outlines: Sequence[Outline], shape: tuple[int, int], *, by_cla
     remarks = [Remark("repaired", "empty outline", f"{_some(empty)}: no pixel of the image; dropped")] if empty else []
     if len(boxes) > MAXIMUM_OBJECTS:
         raise _too_many(len(boxes))
-    raster, more = _painted(boxes, shape, classes if by_class else None)
+    raster, kept, more = _painted(boxes, shape)
+    if by_class:
+        raster = np.array([0, *(classes[index] for index in kept)], np.uint16)[raster]
     count = np.unique(raster[raster > 0]).size
     raster[unknown & (raster == 0)] = IGNORED
     return Label(raster, count, (*remarks, *more))
+
+
+def from_class_planes(planes: np.ndarray, names: Sequence[str]) -> Label:
+    """Join planes of object ids, one a class, into one label raster of objects 1..n with a class each.
+
+    planes: (height, width, planes) whole numbers of any dtype, 0 where the class has no object; planes beyond the names
+    (a background) are not read. Ids count within their plane alone: the same id in two planes is two objects. Pixels
+    that several planes claim go by the same rule as masks. Raises FaultyFile for values that are no ids, and for more
+    than 65,534 objects.
+    """
+    from scipy.ndimage import find_objects
+
+    if planes.ndim != 3 or planes.shape[2] < len(names):
+        raise FaultyFile("other planes", f"a plane of object ids for each of {', '.join(names)}", f"{planes.shape}")
+    boxes, classes = [], []
+    for number, name in enumerate(names):
+        plane = np.asarray(planes[..., number])
+        if plane.dtype.kind not in "bfui" or not np.isfinite(plane).all() or (plane < 0).any() or (plane % 1).any():
+            raise FaultyFile("unknown range of values", "object ids, whole numbers of 0 and above", f"others ({name})")
+        ids, places = np.unique(np.append(plane.ravel(), 0), return_inverse=True)
+        numbered = places[:-1].reshape(plane.shape).astype(np.int32)
+        for identity, window in enumerate(find_objects(numbered), start=1):
+            rows, columns = window
+            inside = numbered[window] == identity
+            boxes.append(_Box(f"{name} {ids[identity]:g}", rows.start, columns.start, inside))
+            classes.append(name)
+    if len(boxes) > MAXIMUM_OBJECTS:
+        raise _too_many(len(boxes))
+    raster, kept, remarks = _painted(boxes, planes.shape[:2])
+    remarks += _pieces_remark(raster)
+    return Label(raster, len(kept), tuple(remarks), tuple(classes[index] for index in kept))
 
 
 def _filled(outline: Outline, shape: tuple[int, int], name: str) -> _Box | None:
@@ -351,12 +386,10 @@ class _Box:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def _painted(
-    boxes: list[_Box], shape: tuple[int, int], classes: Sequence[int] | None = None
-) -> tuple[np.ndarray, list[Remark]]:
+def _painted(boxes: list[_Box], shape: tuple[int, ...]) -> tuple[np.ndarray, list[int], list[Remark]]:
     """Paint large objects first, so that contested pixels end with the smallest; drop what keeps no pixel.
 
-    classes: of each box, where the raster shall hold these instead of objects.
+    Returns the raster of objects 1..n, the place in boxes of each, and what is to be listed.
     """
     raster = np.zeros(shape, np.uint16)
     contested = np.zeros(shape, bool)
@@ -377,10 +410,7 @@ def _painted(
         lost = [box.name for index, box in enumerate(boxes) if index not in set(kept.tolist())]
         remarks.append(Remark("repaired", "covered object", f"{_some(lost)}: others hold every pixel; dropped"))
         raster = _mapped(raster, kept + 1, np.arange(1, kept.size + 1).astype(np.uint16))
-    if classes is not None:
-        table = np.concatenate(([0], np.asarray(classes, np.uint16)[kept])).astype(np.uint16)
-        raster = table[raster]
-    return raster, remarks
+    return raster, kept.tolist(), remarks
 
 
 def _as_bytes(mask: np.ndarray) -> tuple[np.ndarray, bool]:

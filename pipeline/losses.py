@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import LossSettings
+from pipeline.targets import CLASS
 
 Kind = Literal["sigmoid", "softmax"]
 
@@ -35,7 +36,8 @@ class SegmentationLoss(nn.Module):
     Dice and Tversky are taken over the batch as a whole and for each channel, without the background. Channels
     that are quantities (REGRESSED) are trained by binary cross-entropy with their value as soft target, which is least
     where the probability equals it and has a gradient everywhere; it is added, with weight 1, whatever the weights of
-    the others.
+    the others. Of objects of several classes (channels that begin with CLASS, of kind sigmoid) each class is trained by
+    the same on foreground alone, since background has no class; it is added with weight 1 too.
     """
 
     def __init__(self, settings: LossSettings, kind: Kind, channels: Sequence[str]) -> None:
@@ -46,7 +48,12 @@ class SegmentationLoss(nn.Module):
         names = [name for name in TERMS if getattr(settings, name) > 0]
         self.term_weights = {name: getattr(settings, name) for name in names}
         self.summands = {name: TERMS[name](settings, kind) for name in names}
-        self.classified = [place for place, name in enumerate(self.channels) if name not in REGRESSED]
+        self.classes = [
+            place for place, name in enumerate(self.channels) if kind == "sigmoid" and name.startswith(CLASS)
+        ]
+        self.classified = [
+            place for place, name in enumerate(self.channels) if name not in REGRESSED and place not in self.classes
+        ]
         self.regressed = [place for place, name in enumerate(self.channels) if name in REGRESSED]
 
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -72,15 +79,12 @@ class SegmentationLoss(nn.Module):
                 name: term(logits[:, self.classified], expected[:, self.classified], mask, pixel_weight)
                 for name, term in self.summands.items()
             }
+            inside = mask * expected[:, :1]
             if self.regressed:
-                counting = mask * expected[:, :1] if self.channels[self.regressed[0]] in VECTORS else mask
-                found["quantities"] = _mean(
-                    F.binary_cross_entropy_with_logits(
-                        logits[:, self.regressed], expected[:, self.regressed], reduction="none"
-                    ),
-                    counting,
-                    counting,
-                )
+                counting = inside if self.channels[self.regressed[0]] in VECTORS else mask
+                found["quantities"] = _soft_cross_entropy(logits, expected, self.regressed, counting)
+            if self.classes:
+                found["classes"] = _soft_cross_entropy(logits, expected, self.classes, inside)
             return found
 
     def _expected(self, target: Tensor, counted: Tensor) -> Tensor:
@@ -88,6 +92,11 @@ class SegmentationLoss(nn.Module):
             ids = torch.arange(len(self.channels), device=target.device).view(1, -1, 1, 1)
             return ((target == ids) & counted).float()
         return torch.where(counted, target.float(), 0.0)
+
+
+def _soft_cross_entropy(logits: Tensor, expected: Tensor, channels: Sequence[int], counting: Tensor) -> Tensor:
+    values = F.binary_cross_entropy_with_logits(logits[:, channels], expected[:, channels], reduction="none")
+    return _mean(values, counting, counting)
 
 
 def _mean(values: Tensor, pixel_weight: Tensor, mask: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pipeline.metrics.summary import score_case
 from pipeline.records.case import IGNORED, Case
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label
-from pipeline.targets import channels_of
+from pipeline.targets import CLASS, cell_classes, cell_means, channels_of
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Outputs:
     target: as train.target names it (never auto), image, or class; channels: a name each; activation:
     sigmoid (each channel alone), softmax (the channels of a pixel, or image, sum to 1) or identity (an image as it is);
     label_kind: what labels and what is made of the channels hold: instance (an id an object), semantic (class ids),
-    image (RGB) or class (one an image); paired: of images, whether targets were images of their own, None where that
-    was not recorded, and of anything else.
+    coarse (the same, by squares), image (RGB) or class (one an image); the last channels of objects that begin with
+    CLASS hold the probability that an object is of that class; paired: of images, whether targets were images of their
+    own, None where that was not recorded, and of anything else; cell: of coarse labels, the pixels along the squares
+    that have one class each.
     """
 
     target: str
@@ -33,6 +35,7 @@ class Outputs:
     activation: str
     label_kind: str
     paired: bool | None = None
+    cell: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what model.json holds."""
@@ -47,6 +50,16 @@ class Outputs:
     def has_objects(self) -> bool:
         """Whether masks hold objects rather than classes."""
         return self.label_kind == "instance"
+
+    @property
+    def object_classes(self) -> tuple[str, ...]:
+        """Names of the classes that objects are told apart by; empty where they are not."""
+        return tuple(name.removeprefix(CLASS) for name in self.class_channels)
+
+    @property
+    def class_channels(self) -> tuple[str, ...]:
+        """The channels of those classes, which are the last ones."""
+        return tuple(name for name in self.channels if name.startswith(CLASS)) if self.has_objects else ()
 
     @property
     def is_image(self) -> bool:
@@ -69,10 +82,17 @@ class Outputs:
         """Return the probability of any foreground, (height, width), of the (channels, height, width) of a mask."""
         return 1.0 - maps[0] if self.activation == "softmax" else maps[0]
 
+    def by_cell(self, maps: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bring maps (channels, height, width) and truth to what is scored: one place a square of a coarse label."""
+        return (maps, truth) if self.cell is None else (cell_means(maps, self.cell), cell_classes(truth, self.cell))
+
     def score(self, truth: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         """Score one mask, or image, against its truth: the columns of per_case.csv from height on."""
         if self.is_image:
             return compare(mask, truth)
+        if self.cell is not None:
+            true, predicted = (cell_classes(raster, self.cell) for raster in (truth, mask))
+            return score_case(true, predicted, "coarse") | dict(zip(("height", "width"), truth.shape, strict=True))
         if self.has_objects:
             return score_case(truth, mask, "instance")
         if self.activation == "softmax":
@@ -96,7 +116,7 @@ class Outputs:
         classes = 1
         if len(kinds) > 1:
             raise ValueError(f"expected labels of one kind, found {', '.join(sorted(kinds))}; set ingest.label_kind")
-        if not kinds & {"instance", "semantic"}:
+        if not kinds & {"instance", "semantic", "coarse"}:
             found = ", ".join(sorted({case.label_kind for case in cases}))
             raise ValueError(
                 f"train.task: segmentation needs labels that are masks, found cases with {found}; take "
@@ -112,12 +132,36 @@ class Outputs:
                 f"train.target: {target} needs labels with one id an object, found class rasters; "
                 f"take train.target=binary or classes, or tell ingest that they are objects: ingest.label_kind=instance"
             )
+        if kinds == {"coarse"} and target != "binary":
+            raise ValueError(f"train.target: {target} needs labels of pixels, found those of squares; take binary")
         if kinds == {"instance"} and target == "classes":
             raise ValueError(
                 "train.target: classes needs class rasters, found object ids; take offsets, boundary or binary"
             )
         (kind,) = kinds
-        return cls(target, channels_of(target, classes), "softmax" if target == "classes" else "sigmoid", kind)
+        channels = channels_of(target, classes)
+        if kind == "instance":
+            channels += tuple(f"{CLASS}{name}" for name in _object_classes(cases))
+        cells = {case.cell for case in cases if case.label}
+        if len(cells) > 1:
+            raise ValueError(f"expected squares of one size in all labels, found {sorted(map(str, cells))} pixels")
+        return cls(target, channels, "softmax" if target == "classes" else "sigmoid", kind, cell=cells.pop())
+
+
+def _object_classes(cases: Sequence[Case]) -> tuple[str, ...]:
+    """The classes of objects, in order; none where there are fewer than two to tell apart.
+
+    Raises ValueError where some labels tell the classes of their objects and others do not.
+    """
+    labelled = [case for case in cases if case.label]
+    without = [case.case_id for case in labelled if case.classes is None]
+    if without and len(without) < len(labelled):
+        raise ValueError(
+            f"expected labels that all tell the classes of their objects, found {len(without)} that do not "
+            f"({', '.join(without[:5])}); run ingest again, or leave them out with ingest.exclude"
+        )
+    names = sorted({name for case in labelled for name in case.classes or ()})
+    return tuple(names) if len(names) > 1 else ()
 
 
 def _refuse_other_images(config: Config) -> None:

@@ -6,6 +6,8 @@ lies next to an object, nobody knows whether the object ends there: that is no e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -19,6 +21,8 @@ SIGMOID_CHANNELS: dict[str, tuple[str, ...]] = {
 }
 """Output channels of each target whose channels are independent; those of target classes exclude each other."""
 
+CLASS = "class "
+"""Beginning of the name of a channel that stands for a class."""
 RIM = 2.0
 """Pixels of an object that count as its boundary, counted inwards; at most half of what the object has."""
 BORDER_SPREAD = 5.0
@@ -33,7 +37,7 @@ def channels_of(target: str, classes: int = 1) -> tuple[str, ...]:
     Raises ValueError for a target that is none.
     """
     if target == "classes":
-        return ("background", *(f"class {number}" for number in range(1, classes + 1)))
+        return ("background", *(f"{CLASS}{number}" for number in range(1, classes + 1)))
     if target not in SIGMOID_CHANNELS:
         known = ", ".join(["classes", *SIGMOID_CHANNELS])
         raise ValueError(f"train.target: expected one of {known}, found {target!r}; auto is resolved from the labels")
@@ -118,23 +122,19 @@ def _differs_from_neighbour(label: np.ndarray) -> np.ndarray:
     return (cv2.dilate(low, square) != label) | (cv2.erode(label, square) != label)  # and 65535 never a minimum
 
 
-def class_raster(label: np.ndarray, classes: dict[str, int]) -> np.ndarray:
-    """Replace object ids by their class: (H, W) uint16 to the same; background and ignored pixels stay.
+def class_planes(label: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Return a plane a class: (len(names), H, W) float32, 1 on the objects of that class, else 0.
 
-    classes: object id, as text, to class id (records.Case.classes). Raises ValueError for objects without a class.
+    label: (H, W) uint16 object ids; classes: of object 1, 2, ... (records.Case.classes); an object of a class that is
+    none of the names is in no plane. Raises ValueError for objects beyond the classes.
     """
-    table = np.full(IGNORED + 1, IGNORED, np.uint16)
-    table[0] = 0
-    known = np.zeros(IGNORED + 1, bool)
-    known[[0, IGNORED]] = True
-    for identity, number in classes.items():
-        table[int(identity)] = number
-        known[int(identity)] = True
-    missing = np.unique(label[~known[label]])
-    if missing.size:
-        shown = ", ".join(map(str, missing[:10].tolist()))
-        raise ValueError(f"label: expected a class for every object, found none for {missing.size}: ids {shown}")
-    return table[label]
+    largest = int(label.max(initial=0, where=label != IGNORED))
+    if largest > len(classes):
+        raise ValueError(f"label: expected a class for every object, found {len(classes)} and the object {largest}")
+    place = {name: number for number, name in enumerate(names)}
+    table = np.full(IGNORED + 1, -1)
+    table[1 : len(classes) + 1] = [place.get(name, -1) for name in classes]
+    return (table[label] == np.arange(len(names))[:, np.newaxis, np.newaxis]).astype(np.float32)
 
 
 def border_weights(label: np.ndarray, spread: float = BORDER_SPREAD) -> np.ndarray:
@@ -171,6 +171,26 @@ def _boxes(label: np.ndarray) -> list[tuple[int, ...]]:
     np.minimum.at(boxes[:, 3], ids, columns)
     np.maximum.at(boxes[:, 4], ids, columns + 1)
     return [tuple(box) for box in boxes[boxes[:, 2] > 0].tolist()]
+
+
+def cell_means(maps: np.ndarray, cell: int) -> np.ndarray:
+    """Mean of each square of maps: (C, H, W) float32 to (C, ceil(H / cell), ceil(W / cell)).
+
+    cell: pixels along a square; those over the end hold what there is of them.
+    """
+    size = -(-maps.shape[1] // cell), -(-maps.shape[2] // cell)
+    return fit_target(maps, np.ones(maps.shape[1:], bool), 0, cell, size)[0]
+
+
+def cell_classes(label: np.ndarray, cell: int) -> np.ndarray:
+    """Commonest class of each square of a label, (H, W) uint16 class ids to (ceil(H / cell), ceil(W / cell)).
+
+    Ignored pixels have no vote; a square of nothing else is ignored.
+    """
+    size = -(-label.shape[0] // cell), -(-label.shape[1] // cell)
+    valid = label != IGNORED
+    classes, known = fit_target(np.where(valid, label, 0)[np.newaxis], valid, 0, cell, size)
+    return np.where(known, classes[0], IGNORED).astype(np.uint16)
 
 
 def fit_target(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.instances import Thresholds, drop_objects, grow_objects, label_raster, tune
+from pipeline.instances import Thresholds, drop_objects, grow_objects, label_raster, object_classes, tune
 from pipeline.outputs import Outputs
 from pipeline.records.case import IGNORED
 from pipeline.targets import channels_of, make_target
@@ -151,3 +151,24 @@ def test_ignored_pixels_do_not_count() -> None:
     mask = label_raster(maps, BOUNDARY, Thresholds())
     assert BOUNDARY.score(truth, mask)["ap"] == 1.0
     assert BINARY.score(truth, (mask > 0).astype(np.uint16))["dice"] == 1.0
+
+
+def test_an_object_takes_the_class_of_the_largest_mean() -> None:
+    outputs = Outputs("binary", ("foreground", "class a", "class b"), "sigmoid", "instance")
+    objects = np.array([[1, 1, 0], [0, 2, 2]], np.uint16)
+    one, other = [[0.9, 0.2, 1], [1, 0.5, 0.1]], [[0.3, 0.4, 0], [0, 0.3, 0.5]]
+    maps = np.array([objects > 0, one, other], np.float32)
+    assert object_classes(objects, maps, outputs) == [("a", pytest.approx(0.55)), ("b", pytest.approx(0.4))]
+    assert object_classes(np.zeros((2, 3), np.uint16), maps, outputs) == []
+    assert object_classes(objects, maps[:1], OBJECTS_OF_BINARY) == []
+
+
+def test_classes_change_nothing_about_the_thresholds() -> None:
+    truth, maps = two_touching()
+    outputs = Outputs("boundary", ("foreground", "boundary", "class a", "class b"), "sigmoid", "instance")
+    more = np.concatenate([maps, np.random.default_rng(0).random((2, *truth.shape)).astype(np.float32)])
+    with_classes, without = (
+        tune(lambda _, planes=planes: planes, lambda _: truth, [0], one)  # type: ignore[misc]
+        for planes, one in ((more, outputs), (maps, BOUNDARY))
+    )
+    assert with_classes == without and with_classes[1] == 1.0

@@ -237,3 +237,17 @@ def test_computed_in_float32_under_autocast(kind: str) -> None:
 def test_softmax_needs_two_channels() -> None:
     with pytest.raises(ValueError, match="at least background and one class"):
         build_loss(LossSettings(), "softmax", ("background",))
+
+
+def test_classes_of_objects_are_learned_on_foreground_alone() -> None:
+    channels = ("foreground", "class a", "class b")
+    target = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).view(1, 3, 1, 3)
+    logits = torch.logit(torch.tensor([[0.9, 0.9, 0.9], [0.8, 0.3, 0.9], [0.4, 0.6, 0.9]])).view(1, 3, 1, 3)
+    logits.requires_grad_()
+    loss = build_loss(only("cross_entropy"), "sigmoid", channels)
+    found = loss.terms(logits, target, torch.ones(1, 1, 3, dtype=torch.bool))
+    expected = -sum(map(math.log, (0.8, 0.7, 0.6, 0.6))) / 4
+    assert float(found["classes"].detach()) == pytest.approx(expected, rel=1e-6)
+    assert float(found["cross_entropy"].detach()) == pytest.approx(-(2 * math.log(0.9) + math.log(0.1)) / 3, rel=1e-5)
+    (gradient,) = torch.autograd.grad(found["classes"], logits)
+    assert not gradient[0, 0].any() and not gradient[0, :, 0, 2].any() and gradient[0, 1:, 0, :2].all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,19 @@ def test_a_run_that_makes_images_remembers_whether_it_saw_pairs(kinds: list[str]
     older = {name: value for name, value in outputs.as_dict().items() if name != "paired"}
     assert Outputs.from_dict(older).paired is None
     assert "paired" not in Outputs("binary", ("foreground",), "sigmoid", "semantic").as_dict()
+
+
+def objects(name: str, classes: list[str] | None) -> Case:
+    return replace(case("instance"), case_id=name, label=f"labels/{name}.png", classes=classes)
+
+
+def test_objects_of_several_classes_have_a_channel_each(tmp_path: Path) -> None:
+    config = settings("segmentation")
+    paths = Paths.of(config, tmp_path)
+    outputs = Outputs.of(config, [objects("a", ["dead", "other"]), objects("b", []), objects("c", ["dead"])], paths)
+    assert outputs.channels == ("foreground", "down", "right", "class dead", "class other")
+    assert outputs.object_classes == ("dead", "other") and Outputs.from_dict(outputs.as_dict()) == outputs
+    assert Outputs.of(config, [objects("a", ["dead"])], paths).object_classes == ()
+    assert Outputs("classes", ("background", "class 1"), "softmax", "semantic").object_classes == ()
+    with pytest.raises(ValueError, match=r"all tell the classes of their objects, found 1 that do not \(b\)"):
+        Outputs.of(config, [objects("a", ["dead"]), objects("b", None)], paths)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.records.case import IGNORED
-from pipeline.targets import SIGMOID_CHANNELS, border_weights, channels_of, class_raster, fit_target, make_target
+from pipeline.targets import SIGMOID_CHANNELS, border_weights, channels_of, class_planes, fit_target, make_target
 
 
 def two_touching() -> np.ndarray:
@@ -138,11 +138,13 @@ def test_classes() -> None:
         make_target(label, "classes", 1)
 
 
-def test_class_raster() -> None:
-    label = np.array([[0, 4, 5, IGNORED]], np.uint16)
-    np.testing.assert_array_equal(class_raster(label, {"4": 2, "5": 1}), [[0, 2, 1, IGNORED]])
-    with pytest.raises(ValueError, match="found none for 1: ids 5"):
-        class_raster(label, {"4": 2})
+def test_class_planes_hold_the_objects_of_each_class() -> None:
+    label = np.array([[0, 1, 2, 3, IGNORED]], np.uint16)
+    planes = class_planes(label, ["b", "a", "c"], ["a", "b"])
+    assert planes.dtype == np.float32
+    np.testing.assert_array_equal(planes, [[[0, 0, 1, 0, 0]], [[0, 1, 0, 0, 0]]])
+    with pytest.raises(ValueError, match="a class for every object, found 2 and the object 3"):
+        class_planes(label, ["b", "a"], ["a", "b"])
 
 
 @pytest.mark.parametrize("seed", range(2))

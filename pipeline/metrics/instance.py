@@ -47,15 +47,18 @@ class Overlaps:
 
     def without(self, dropped: np.ndarray) -> Overlaps:
         """Return the same with predicted objects taken away: dropped is (predicted objects,) bool."""
-        kept = ~dropped
-        pairs = kept[self.pair_predicted]
+        return self.between(np.ones(self.truth_ids.size, bool), ~dropped)
+
+    def between(self, truth: np.ndarray, predicted: np.ndarray) -> Overlaps:
+        """Return the same of some objects alone: truth (truth objects,) and predicted (predicted objects,) bool."""
+        pairs = truth[self.pair_truth] & predicted[self.pair_predicted]
         return Overlaps(
-            self.truth_ids,
-            self.truth_areas,
-            self.predicted_ids[kept],
-            self.predicted_areas[kept],
-            self.pair_truth[pairs],
-            (np.cumsum(kept) - 1)[self.pair_predicted[pairs]],
+            self.truth_ids[truth],
+            self.truth_areas[truth],
+            self.predicted_ids[predicted],
+            self.predicted_areas[predicted],
+            (np.cumsum(truth) - 1)[self.pair_truth[pairs]],
+            (np.cumsum(predicted) - 1)[self.pair_predicted[pairs]],
             self.intersections[pairs],
         )
 

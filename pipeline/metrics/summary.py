@@ -66,6 +66,14 @@ _COUNTS = (
     "tp_70", "fp_70", "fn_70", "tp", "fp", "fn",
 )  # fmt: skip
 
+CLASS_COLUMNS = {
+    "bpq": "panoptic quality of all objects, whatever their class; empty without true objects",
+    "mpq": "mean of pq_class_<k> over the classes that the truth has",
+}
+"""Columns that per_case.csv has besides where objects have classes, beside pq_class_<k>, the panoptic quality of the
+objects of class k, empty where the truth has none: bPQ and mPQ of Gamper et al. 2020, as their code leaves out what the
+truth does not have. Of several cases bpq and mpq are the mean over strata (tissues) of the mean over cases."""
+
 METRICS_SCHEMA = {
     "schema_version": "version of this table",
     "part": "part of the split that was scored: test or validation",
@@ -89,6 +97,10 @@ METRICS_SCHEMA = {
     "else dice), on the cases that they were chosen on, on the test part, and by how much that falls short",
     **{f"<metric> {name}": SCORE_COLUMNS[name] for name in _MEANS},
     "<metric> dice_class_<k>": "Dice of class k, mean over the cases where it is in truth or prediction",
+    "<metric> bpq, mpq": "bPQ and mPQ (Gamper 2020): mean over strata (tissues) of the mean over cases",
+    "<metric> pq_class_<k>": "panoptic quality of the objects of class k, mean over the cases that have some in truth",
+    "classes.<k>": "name of class k of objects",
+    "cell": "of coarse labels: side in pixels of the squares that every count and score counts instead of pixels",
     "<metric> dice_pooled, iou_pooled": "from the pixels of all cases together; several classes: mean over classes",
     "<metric> precision_70_pooled, recall_70_pooled, f1_70_pooled": "from the objects of all cases together",
 }
@@ -118,6 +130,42 @@ def score_case(truth: np.ndarray, prediction: np.ndarray, label_kind: LabelKind,
             f"expected truth of one class, 0 and 1, found {largest}; give the data set's number of classes"
         )
     return row | _pixel_scores(pixel.confusion(truth, prediction))
+
+
+def score_object_classes(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    truth_classes: Sequence[str],
+    predicted_classes: Sequence[str],
+    names: Sequence[str],
+) -> dict[str, float | None]:
+    """Score one case whose objects have classes: the columns bpq, mpq and pq_class_<k>, k from 1 in the names' order.
+
+    truth, prediction: (height, width) integer labels of objects 1..n, 0 background; truth pixels of 65535 are left out.
+    truth_classes, predicted_classes: of object 1, 2, ...; names: all classes there are. An object is found only by one
+    of its own class. Raises ValueError for a class that is none of the names, or objects without one.
+    """
+    unknown = sorted({*truth_classes, *predicted_classes} - {*names})
+    found = instance.overlaps(truth, prediction)
+    beyond = [
+        f"{side} object {ids.max()} beyond the {len(classes)} classes told"
+        for side, ids, classes in (
+            ("true", found.truth_ids, truth_classes), ("predicted", found.predicted_ids, predicted_classes)
+        )
+        if ids.max(initial=0) > len(classes)
+    ]  # fmt: skip
+    if unknown or beyond:
+        raise ValueError(f"expected objects of the classes {', '.join(names)}, found {', '.join([*unknown, *beyond])}")
+    of_truth = np.array([*truth_classes], dtype=str)[found.truth_ids - 1]
+    of_prediction = np.array([*predicted_classes], dtype=str)[found.predicted_ids - 1]
+    pairs = [found, *(found.between(of_truth == name, of_prediction == name) for name in names)]
+    whole, *each = (instance.panoptic_quality(pair).pq if pair.truth_ids.size else None for pair in pairs)
+    told = [value for value in each if value is not None]
+    return {
+        "bpq": whole,
+        "mpq": float(np.mean(told)) if told else None,
+        **{f"pq_class_{number}": value for number, value in enumerate(each, start=1)},
+    }
 
 
 def _class_scores(counted: pixel.Confusion) -> dict[str, Any]:
@@ -169,7 +217,10 @@ def per_case_table(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
         {name for row in listed for name in row if "_class_" in name},
         key=lambda name: (int(name.rsplit("_", 1)[1]), name),
     )
-    table = pd.DataFrame(listed, columns=[*IDENTITY_COLUMNS, *SCORE_COLUMNS, *by_class]).sort_values("case_id")
+    classed = [name for name in CLASS_COLUMNS if any(name in row for row in listed)]
+    table = pd.DataFrame(listed, columns=[*IDENTITY_COLUMNS, *SCORE_COLUMNS, *classed, *by_class]).sort_values(
+        "case_id"
+    )
     repeated = sorted(set(table.loc[table["case_id"].duplicated(), "case_id"]))
     if repeated:
         raise ValueError(f"per_case table: expected every case once, found again: {', '.join(repeated)}")
@@ -377,7 +428,13 @@ def _statistics(scored: DataFrame) -> dict[str, _Statistic]:
 
     by_class = [name for name in scored.columns if name.startswith("dice_class_")]
     one = np.ones((len(scored), 1))
-    statistics = {name: ratio(column(name), one, one) for name in (*_MEANS, *by_class)}
+    of_objects = [name for name in scored.columns if name.startswith("pq_class_")]
+    statistics = {name: ratio(column(name), one, one) for name in (*_MEANS, *by_class, *of_objects)}
+    strata = scored["stratum"].fillna("").astype(str).to_numpy(dtype=str)
+    of_stratum = (strata[:, None] == np.unique(strata)).astype(np.float64)
+    for name in (name for name in CLASS_COLUMNS if name in scored.columns):
+        # A stratum is a column of the ratio: a mean over its cases, and then over strata.
+        statistics[name] = ratio(column(name) * of_stratum, of_stratum, of_stratum)
     endings = [name.removeprefix("dice") for name in by_class] or [""]
     tp, fp, fn = (np.hstack([column(f"{name}{ending}") for ending in endings]) for name in ("tp", "fp", "fn"))
     statistics["dice_pooled"] = ratio(2 * tp, 2 * tp + fp + fn, tp + fp + fn)

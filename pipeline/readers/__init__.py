@@ -11,6 +11,7 @@ from pipeline.readers import (
     idc,
     image_pairs,
     images,
+    pannuke,
     pcam,
     polygons,
 )
@@ -42,6 +43,11 @@ READERS = {
         pcam.recognises,
         pcam.read,
         "train_labels.csv (id,label), train/<id>.tif and test/<id>.tif: patches with a class each",
+    ),
+    "pannuke": Reader(
+        pannuke.recognises,
+        pannuke.read,
+        "fold1/images.npy, masks.npy and types.npy, nested as they come, for each fold",
     ),
     "folder_pairs": Reader(
         folder_pairs.recognises,

@@ -20,6 +20,7 @@ from pipeline.labels import (
     ValueSurvey,
     check_size,
     difference,
+    from_class_planes,
     from_object_masks,
     from_outlines,
     from_raster,
@@ -28,7 +29,8 @@ from pipeline.labels import (
     survey,
 )
 from pipeline.readers.layout import RawCase
-from pipeline.records.decode import bit_depth, decode, to_plane, to_rgb
+from pipeline.records.case import IGNORED
+from pipeline.records.decode import Decoded, bit_depth, decode, from_array, to_plane, to_rgb
 from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
@@ -41,7 +43,8 @@ class Checked:
     shape: height and width. image: (height, width, 3) uint8 RGB; label: where the case has one, its raster, or target:
     uint8 RGB of the image's size. All stay None where there are faults, and where they wait for the whole data set.
     bits: depth of image and target where one has more than 8 bits a channel;
-    survey: values of a label raster; objects: how many the label has, its pixels dropped or not.
+    survey: values of a label raster; objects: how many the label has, and
+    classes: theirs where they are told; both stay when its pixels are dropped.
     """
 
     case: RawCase
@@ -52,6 +55,7 @@ class Checked:
     bits: int | None = None
     survey: ValueSurvey | None = None
     objects: int = 0
+    classes: list[str] | None = None
     faults: list[Fault] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
 
@@ -65,6 +69,11 @@ class Checked:
         """Its remarks as lines of findings.csv."""
         return [remark.on(self.case.case_id) for remark in self.remarks]
 
+    def count(self, label: Label | None) -> None:
+        """Keep what is known of a label beside its pixels."""
+        if label is not None:
+            self.objects, self.classes = label.count, None if label.classes is None else list(label.classes)
+
     def drop_pixels(self) -> None:
         """Forget the pixels once they are written, so that memory holds a few cases at a time."""
         self.image = self.label = self.target = None
@@ -77,12 +86,54 @@ class Checked:
 def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Checked:
     """Read image and label of one case; what is wrong with them stands in its faults."""
     checked = Checked(case)
+    if case.patches:
+        return _stitch(raw, checked)
     image = _colours(raw, checked, case.image)
     target = _colours(raw, checked, case.target, of_target=True) if case.target else None
     label = _check_label(raw, checked, settings) if case.segmented else None
     if not checked.faults and not checked.waits:
         checked.image, checked.target, checked.label = image, target, label
-        checked.objects = label.count if label else 0
+        checked.count(label)
+    return checked
+
+
+def _stitch(raw: RawFolder, checked: Checked) -> Checked:
+    """Lay the patches of a case side by side: white, and unknown, where there is none."""
+    case, found, small = checked.case, [], 0
+    assert case.cell is not None
+    for patch in case.patches:
+        try:
+            decoded = decode(patch.name, raw.read(patch.name), "image")
+            pixels, remarks = to_rgb(decoded)
+            if decoded.pixels.dtype != np.uint8:
+                raise FaultyFile("deep patch", "8 bits a channel", str(decoded.pixels.dtype), "save it with 8 bits")
+            if max(pixels.shape[:2]) > case.cell:
+                expected, size = f"at most {case.cell} x {case.cell} pixels", " x ".join(map(str, pixels.shape[:2]))
+                raise FaultyFile("large patch", expected, size, "it would cover its neighbours: cut or delete it")
+        except FaultyFile as fault:
+            checked.note(patch.name, fault)
+            continue
+        checked.remarks += remarks
+        small += min(pixels.shape[:2]) < case.cell
+        found.append((patch, pixels))
+    if checked.faults:
+        return checked
+    height = max(patch.top + pixels.shape[0] for patch, pixels in found)
+    width = max(patch.left + pixels.shape[1] for patch, pixels in found)
+    checked.shape = height, width
+    checked.image = np.full((height, width, 3), 255, np.uint8)
+    label = np.full((height, width), IGNORED, np.uint16)
+    for patch, pixels in found:
+        window = np.s_[patch.top : patch.top + pixels.shape[0], patch.left : patch.left + pixels.shape[1]]
+        checked.image[window], label[window] = pixels, patch.class_id
+    if small:
+        checked.remarks.append(Remark("noted", "small patches", f"{small} of {len(found)}, kept at their places"))
+    squares = -(-height // case.cell) * -(-width // case.cell)
+    checked.remarks.append(
+        Remark("noted", "squares without patch", f"{squares - len(found)} of {squares} are unknown, and left out")
+    )
+    checked.label = Label(label, sum(patch.class_id > 0 for patch in case.patches))
+    checked.count(checked.label)
     return checked
 
 
@@ -97,7 +148,7 @@ def finish_case(raw: RawFolder, case: RawCase, settings: IngestSettings, meaning
         checked.remarks += [*remarks, *checked.label.remarks]
     elif case.segmented:
         checked.label = _check_label(raw, checked, settings)
-    checked.objects = checked.label.count if checked.label else 0
+    checked.count(checked.label)
     return checked
 
 
@@ -109,7 +160,7 @@ def _colours(
     bits: depth by which every image of the data set is scaled; None while it is being found.
     """
     try:
-        decoded = decode(name, raw.read(name), "image")
+        decoded = _decoded(raw, checked.case, name)
         if checked.case.target == checked.case.image:
             decoded = replace(decoded, pixels=_half(decoded.pixels, right=of_target))
         shape = decoded.pixels.shape[:2]
@@ -126,6 +177,10 @@ def _colours(
         return None
     checked.remarks += remarks
     return pixels
+
+
+def _decoded(raw: RawFolder, case: RawCase, name: str) -> Decoded:
+    return decode(name, raw.read(name), "image") if case.index is None else from_array(raw.array(name)[case.index])
 
 
 def _check_table(case: RawCase, shape: tuple[int, ...]) -> None:
@@ -148,6 +203,8 @@ def _check_label(raw: RawFolder, checked: Checked, settings: IngestSettings) -> 
     case = checked.case
     if case.outlines is not None:
         return _outlined(checked, case.outlines, by_class=settings.label_kind == "semantic")
+    if case.planes is not None:
+        return _of_planes(raw, checked, case.planes)
     if case.raster is None:
         return _objects(raw, checked, settings)
     try:
@@ -167,6 +224,21 @@ def _outlined(checked: Checked, outlines: tuple[Outline, ...], *, by_class: bool
         label = from_outlines(outlines, checked.shape, by_class=by_class)
     except FaultyFile as fault:
         checked.note(checked.case.image, fault)
+        return None
+    checked.remarks += label.remarks
+    return label
+
+
+def _of_planes(raw: RawFolder, checked: Checked, name: str) -> Label | None:
+    case = checked.case
+    if checked.shape is None:
+        return None
+    try:
+        planes = raw.array(name)[case.index]
+        check_size(planes.shape, checked.shape)
+        label = from_class_planes(planes, case.plane_classes)
+    except FaultyFile as fault:
+        checked.note(f"{name}[{case.index}]", fault)
         return None
     checked.remarks += label.remarks
     return label

@@ -23,6 +23,16 @@ GROUP_COLUMNS = ("case_id", "group", "stratum")
 
 
 @dataclass(frozen=True)
+class Patch:
+    """A file that holds a part of an image: the place of its first pixel in the image, and the class of all of it."""
+
+    name: str
+    top: int
+    left: int
+    class_id: int
+
+
+@dataclass(frozen=True)
 class RawCase:
     """One image of the raw folder.
 
@@ -31,7 +41,12 @@ class RawCase:
     only_runs: the layout has no other masks. outlines: objects as polygons, where the layout has them.
     target: file with the same tissue in the wanted stain; the image's own name where the two stand side by side in it,
     the image in the left half. class_name: the class of the whole image.
+    planes: an array of object ids, one plane a class, of which plane_classes names the first ones. index: place of the
+    image within image and planes, which are then arrays (.npy) of many.
+    patches: files that the image is stitched from, image being their folder; cell: side in pixels of the squares of
+    which each has one class.
     labelled: whether a label is expected. mpp: microns per pixel. size: height and width that a table gives the image.
+    part: the data set's own part or fold.
     """
 
     case_id: str
@@ -48,6 +63,17 @@ class RawCase:
     stratum: str | None = None
     mpp: float | None = None
     size: tuple[int, int] | None = None
+    planes: str | None = None
+    plane_classes: tuple[str, ...] = ()
+    index: int | None = None
+    patches: tuple[Patch, ...] = ()
+    cell: int | None = None
+    part: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the image lies in the raw folder."""
+        return self.image if self.index is None else f"{self.image}[{self.index}]"
 
     @property
     def segmented(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +23,13 @@ class Case:
     """One image, its label and where it comes from.
 
     image, label: POSIX paths relative to the data set's ingest folder; label is None where there is no truth.
-    label_kind: instance (0 background, 1..n objects), semantic (class ids), coarse, class (one an image, class_name),
-    image (the label is the same tissue as RGB in the wanted stain) or none.
+    label_kind: instance (0 background, 1..n objects), semantic (class ids), coarse (the same, by squares), class (one
+    an image, class_name), image (the label is the same tissue as RGB in the wanted stain) or none.
     group: unit of split and bootstrap (patient, slide, field), None where unknown; stratum: for balance and tables.
     height, width: pixels; mpp: microns per pixel or None; source: the raw file, relative to the raw folder.
-    classes: object id to class id, where an instance label has several classes.
+    classes: the class of object 1, 2, ..., n, where an instance label tells them.
+    cell: side in pixels of the squares that a coarse label has one class for each.
+    part: the data set's own part or fold that the case was published in, None where there are none.
     """
 
     case_id: str
@@ -41,8 +43,10 @@ class Case:
     width: int
     mpp: float | None
     source: str
-    classes: dict[str, int] | None = None
+    classes: list[str] | None = None
     class_name: str | None = None
+    cell: int | None = None
+    part: str | None = None
 
     @property
     def labelled(self) -> bool:
@@ -65,6 +69,7 @@ def write_cases(file: Path, cases: Iterable[Case]) -> None:
 def read_cases(file: Path) -> list[Case]:
     """Read cases.jsonl. Raises ValueError naming the line that is not a case."""
     known = {field.name for field in fields(Case)}
+    needed = {field.name for field in fields(Case) if field.default is MISSING}
     cases = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -73,7 +78,7 @@ def read_cases(file: Path) -> list[Case]:
             raise ValueError(
                 f"{file}:{number}: expected one JSON object a line, found {line[:60]!r}: {error}"
             ) from error
-        if not isinstance(entry, dict) or set(entry) - known or not known - {"classes", "class_name"} <= set(entry):
+        if not isinstance(entry, dict) or set(entry) - known or not needed <= set(entry):
             raise ValueError(f"{file}:{number}: expected the keys {sorted(known)}, found {sorted(entry)}")
         cases.append(Case(**entry))
     return cases

@@ -77,6 +77,19 @@ def decode(name: str, content: bytes, role: Literal["image", "label"]) -> Decode
     return Decoded(pixels, (*remarks, *more))
 
 
+def from_array(pixels: np.ndarray) -> Decoded:
+    """Take one image of an array as decoded; floats and wide integers that hold whole numbers of 0..255 become uint8.
+
+    Raises FaultyFile for anything else.
+    """
+    if pixels.dtype == np.uint8:
+        return Decoded(np.array(pixels))
+    whole = pixels.dtype.kind in "fui" and np.isfinite(pixels).all()
+    if not whole or (pixels != np.rint(pixels)).any() or pixels.min() < 0 or pixels.max() > 255:
+        raise FaultyFile("unknown range of values", "whole numbers of 0..255", _range(pixels))
+    return Decoded(pixels.astype(np.uint8))
+
+
 def bit_depth(pixels: np.ndarray) -> int:
     """Fewest bits, of 8, 10, 12, 14 and 16, that hold an integer image's largest value; 8 for other dtypes."""
     if pixels.dtype.kind not in "ui":

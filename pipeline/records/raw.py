@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from pipeline.records.findings import FaultyFile
 
 MAXIMUM_MEMBER_BYTES = 2 << 30
@@ -123,6 +125,21 @@ class RawFolder:
             raise FaultyFile(
                 "unreadable file", "readable bytes", f"{error} in {self.origin(name)}", "fetch it again"
             ) from error
+
+    def array(self, name: str) -> np.ndarray:
+        """Map a .npy file into memory, read only: what is not asked for stays on disk.
+
+        Raises FaultyFile where it lies in a zip, which cannot be mapped, or is no array of numbers or words.
+        """
+        entry = self._files.get(name)
+        if not isinstance(entry, Path):
+            found = "nothing" if entry is None else f"it within {entry.archive.filename}"
+            advice = "unpack the zip into the raw folder, and take the zip away"
+            raise FaultyFile("not unpacked", f"the file {self.folder / name}", found, advice)
+        try:
+            return np.load(entry, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise FaultyFile("no array", "a whole .npy of numbers or words", str(error), "fetch it again") from error
 
     def origin(self, name: str) -> str:
         """Where a file really lies, e.g. 'stage1_train.zip: 0071/images/0071.png'."""
@@ -228,7 +245,8 @@ class RawFolder:
             problem = f"has the unknown compression {info.compress_type}; unpack the zip into the raw folder"
         elif info.file_size > MAXIMUM_MEMBER_BYTES:
             problem = (
-                f"unpacks to {info.file_size:,} bytes; unpack the zip into the raw folder if that is what it should be"
+                f"unpacks to {info.file_size:,} bytes; unpack the zip into the raw folder and take the zip away, if "
+                "that is what it should be"
             )
         elif info.file_size > max(RATIO_MATTERS_FROM, MAXIMUM_RATIO * info.compress_size):
             problem = f"unpacks from {info.compress_size:,} to {info.file_size:,} bytes, as a zip bomb does"

@@ -17,11 +17,11 @@ PICTURE_BYTES = 620_000
 """Bytes for all pictures of cases together, before base64; each gets its share and is reduced until it fits."""
 PICTURE_LIMIT = 80_000
 
-HEADLINE = ("dice", "iou", "ap", "ap_50", "f1_50", "f1_70", "pq", "aji")
+HEADLINE = ("dice", "iou", "ap", "ap_50", "f1_50", "f1_70", "pq", "bpq", "mpq", "aji")
 TITLES = {
     "dice": "Dice", "iou": "IoU", "ap": "AP", "ap_50": "AP at 0.50", "ap_75": "AP at 0.75", "f1_50": "F1 at 0.50",
     "f1_70": "F1 at 0.70", "precision_70": "Precision at 0.70", "recall_70": "Recall at 0.70", "pq": "PQ", "sq": "SQ",
-    "rq": "RQ", "aji": "AJI", "dice_pooled": "Dice, pooled", "iou_pooled": "IoU, pooled",
+    "rq": "RQ", "bpq": "bPQ", "mpq": "mPQ", "aji": "AJI", "dice_pooled": "Dice, pooled", "iou_pooled": "IoU, pooled",
     "precision_70_pooled": "Precision at 0.70, pooled", "recall_70_pooled": "Recall at 0.70, pooled",
     "f1_70_pooled": "F1 at 0.70, pooled",
 }  # fmt: skip
@@ -31,6 +31,8 @@ MEANINGS = {
     "iou": "TP / (TP + FP + FN) of foreground pixels; of several classes the mean",
     "f1_50": "objects matched at IoU above 0.50, against missed and spurious ones",
     "f1_70": "objects matched at IoU above 0.70, against missed and spurious ones",
+    "bpq": "PQ of all objects; mean over images that have some, then over strata (PanNuke's bPQ)",
+    "mpq": "mean PQ of the classes that an image has; mean over images, then over strata (PanNuke's mPQ)",
     "pq": "panoptic quality: mean IoU of the matched objects times F1 at 0.50",
     "ap": "objects found, mean over IoU above 0.50, 0.55, …, 0.95 (the Data Science Bowl's score)",
     "ap_50": "TP / (TP + FP + FN) of objects at IoU above 0.50",
@@ -72,6 +74,7 @@ def build_page(paths: Paths, config: Config) -> str:
     score = "ap" if _mean(scores, "ap") is not None else "dice"
     chosen = choose_cases(sources.rows, score, config.report.cases)
     count = max(1, sum(map(len, chosen.values())))
+    classes: dict[str, str] = sources.metrics.get("classes", {})
     pictures = {
         kind: [take_picture(row, sources, paths, min(PICTURE_LIMIT, PICTURE_BYTES // count)) for row in rows]
         for kind, rows in chosen.items()
@@ -85,8 +88,12 @@ def build_page(paths: Paths, config: Config) -> str:
         scores=scores,
         headline=[name for name in HEADLINE if _mean(scores, name) is not None],
         further=[name for name in scores if name not in HEADLINE and _mean(scores, name) is not None],
-        titles=TITLES,
-        meanings=MEANINGS,
+        titles=TITLES | {f"pq_class_{number}": f"PQ, {name}" for number, name in classes.items()},
+        meanings=MEANINGS
+        | {
+            f"pq_class_{number}": f"PQ of the objects of class {name}; mean over images that have some"
+            for number, name in classes.items()
+        },
         objects=score == "ap",
         score=score,
         errors=_error_totals(sources.rows),
@@ -188,13 +195,31 @@ def _strata_figures(sources: Sources, part: str, score: str) -> list[str]:
 
 
 def _table_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    wanted = ("dice", "iou", "ap", "ap_50", "f1_70", "pq", "aji", "truth_objects", "predicted_objects", *ERROR_KINDS)
+    wanted = (
+        "dice",
+        "iou",
+        "ap",
+        "ap_50",
+        "f1_70",
+        "pq",
+        "bpq",
+        "mpq",
+        "aji",
+        "truth_objects",
+        "predicted_objects",
+        *ERROR_KINDS,
+    )
     return [name for name in wanted if any(row.get(name) is not None for row in rows)]
 
 
 def _cautions(sources: Sources, part: str) -> list[str]:
     """Say what limits the figures, as far as the files tell."""
     metrics, told = sources.metrics, []
+    if (cell := metrics.get("cell")) is not None:
+        told.append(
+            f"Labels tell one class for each square of {cell} x {cell} pixels: wherever this page speaks of pixels, "
+            "scores count squares, each by the mean probability over it."
+        )
     if (groups := metrics.get("groups")) is not None and groups < MINIMUM_GROUPS:
         told.append(
             f"The {part} part has {groups} groups. Below {MINIMUM_GROUPS} there is no interval: "

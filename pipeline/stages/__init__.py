@@ -87,7 +87,7 @@ STAGES = (
         "evaluate", "turn probability maps into masks and score the test part",
         "data/predict/<run>/, thresholds.json, labels", "reports/<run>/ metrics.json, per_case.csv, masks/",
         ("ingest", "split", "train", "predict"), ("evaluate", "normalise", "seed"), lambda paths: paths.reports,
-        ("metrics.json", "per_case.csv", "masks", "normalised", "codes.csv"),
+        ("metrics.json", "per_case.csv", "masks", "normalised", "codes.csv", "objects.csv"),
     ),
     Stage(
         "report", "lay everything out on one page",

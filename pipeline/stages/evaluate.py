@@ -2,7 +2,8 @@
 
 Reads:  data/predict/<run>/, data/train/<run>/thresholds.json, labels, split.csv, findings.csv; for a run that makes
         images also the other runs that evaluate names, below data/train/
-Writes: reports/<run>/: masks/<case_id>.png (16-bit object ids, or class ids), per_case.csv, metrics.json;
+Writes: reports/<run>/: masks/<case_id>.png (16-bit object ids, or class ids), per_case.csv, metrics.json; where objects
+        have classes also objects.csv: case_id, object, class, probability, the mean over the object;
         for a run that makes images normalised/<method>/<case_id>.png instead of masks, and timing.json, which no later
         stage depends on; of an autoencoder also codes.csv, every case's place on a map of the codes
 """
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.records.case import Case
 from pipeline.records.files import write_json, write_text
+from pipeline.records.objects import FILE as OBJECTS
+from pipeline.records.objects import write_objects
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts, read_split_table
 
@@ -46,9 +50,9 @@ def run(config: Config, paths: Paths) -> list[str]:
     """Write a mask for every predicted case, a score for every one with truth; or judge the images that were made."""
     from tqdm import tqdm
 
-    from pipeline.instances import label_raster
+    from pipeline.instances import label_raster, object_classes
     from pipeline.metrics.calibration import Calibration
-    from pipeline.metrics.summary import per_case_table, summarise
+    from pipeline.metrics.summary import per_case_table, score_object_classes, summarise
     from pipeline.records.rasters import read_label, read_probabilities, write_png
     from pipeline.trained import check_seen, open_run
 
@@ -62,11 +66,15 @@ def run(config: Config, paths: Paths) -> list[str]:
     chosen, thresholds = trained.chosen(), trained.thresholds()
     unchecked = check_seen(config, parts[PART], [trained])
     rows: list[dict[str, Any]] = []
+    classified: list[tuple[str, int, str, float]] = []
+    names = _object_classes(trained, parts[PART])
     calibration = Calibration()
     for case in tqdm(parts[PART] + parts["unlabelled"], desc="evaluate", unit="image", disable=None):
         maps = read_probabilities(paths.predict / f"{case.case_id}.tif")
         mask = label_raster(maps, trained.outputs, thresholds)
         write_png(paths.reports / "masks" / f"{case.case_id}.png", mask)
+        told = object_classes(mask, maps, trained.outputs)
+        classified += ((case.case_id, number, *one) for number, one in enumerate(told, start=1))
         row: dict[str, Any] = {
             "case_id": case.case_id,
             "group": groups.get(case.case_id) or None,
@@ -75,14 +83,22 @@ def run(config: Config, paths: Paths) -> list[str]:
         if case.label is not None:
             truth = read_label(paths.ingest / case.label)
             rows.append(row | trained.outputs.score(truth, mask))
+            if names:
+                found = [name for name, _ in told]
+                rows[-1] |= score_object_classes(truth, mask, case.classes or (), found, names)
+            maps, truth = trained.outputs.by_cell(maps, truth)
             calibration.add(trained.outputs.foreground(maps), truth)
     if not parts[PART]:
         return [f"{len(parts['unlabelled'])} masks in masks/; no image has truth, so that nothing is scored"]
     table = per_case_table(rows)
     write_text(paths.reports / "per_case.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
+    if names:
+        write_objects(paths.reports / OBJECTS, classified)
     metrics = {
         "run": config.run,
         "dataset": config.dataset,
+        **({"classes": {str(number): name for number, name in enumerate(names, start=1)}} if names else {}),
+        **({"cell": trained.outputs.cell} if trained.outputs.cell is not None else {}),
         **summarise(table, PART, config.evaluate.resamples, config.seed),
         "unscored": len(parts["unlabelled"]),
         "thresholds": chosen["thresholds"],
@@ -93,6 +109,12 @@ def run(config: Config, paths: Paths) -> list[str]:
     metrics["validation"] = _gap(chosen, metrics[PART], "ap" if trained.outputs.has_objects else "dice")
     write_json(paths.reports / "metrics.json", metrics)
     return [*_table(metrics), _trust(metrics), *_noted(unchecked)]
+
+
+def _object_classes(trained: TrainedRun, cases: Sequence[Case]) -> tuple[str, ...]:
+    """Classes that objects are scored by: those that the run tells, then what only the truth of these cases has."""
+    known = trained.outputs.object_classes
+    return known and (*known, *sorted({name for case in cases for name in case.classes or ()} - {*known}))
 
 
 def _gap(chosen: dict[str, Any], scores: dict[str, Any], metric: str) -> dict[str, Any]:
@@ -181,7 +203,13 @@ def _excluded(findings: Path) -> dict[str, int]:
 
 def _table(metrics: dict[str, Any]) -> list[str]:
     """Lay the headline figures out for the terminal, with their intervals."""
-    shown = [name for name in ("dice", "iou", "ap", "ap_50", "f1_50", "f1_70", "pq", "aji") if name in metrics[PART]]
+    from pipeline.metrics.summary import CLASS_COLUMNS
+
+    shown = [
+        name
+        for name in ("dice", "iou", "ap", "ap_50", "f1_50", "f1_70", "pq", "aji", *CLASS_COLUMNS)
+        if name in metrics[PART]
+    ]
     strata = metrics.get("by_stratum", {})
     lines = [f"{metrics['cases']} test images in {metrics['groups']} groups; masks in masks/"]
     lines.append(f"{'':<22}{'images':>7}" + "".join(f"{name:>9}" for name in shown))
@@ -198,6 +226,9 @@ def _table(metrics: dict[str, Any]) -> list[str]:
         lines.append(f"{'95 % to':<29}" + "".join(f"{bound['high']:>9.3f}" for bound in bounds))
     else:
         lines.append(f"no intervals: {metrics['groups']} groups are too few (10 are needed)")
+    if "classes" in metrics:
+        each = ((name, metrics[PART].get(f"pq_class_{number}")) for number, name in metrics["classes"].items())
+        lines.append("PQ of " + ", ".join(f"{name} {entry['mean']:.3f}" for name, entry in each if entry))
     return lines
 
 

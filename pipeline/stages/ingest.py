@@ -69,6 +69,11 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
         dataset = with_groups(READERS[layout].read(raw, settings), raw, settings)
         if unlabelled_only:
             dataset = _unlabelled(dataset, paths)
+        if settings.label_kind == "coarse" and dataset.label_kind != "coarse":
+            raise ValueError(
+                f"ingest.label_kind=coarse: expected patches to stitch, as the layout idc has, found the layout "
+                f"{layout}; set another label_kind"
+            )
         cases, faults, excluded = _wanted(dataset, settings)
         checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
         meaning, odd = _meaning(checked, settings.label_kind if settings.label_kind != "auto" else dataset.label_kind)
@@ -149,8 +154,11 @@ def _record(checked: Checked, dataset: str, kind: LabelKind) -> Case:
         height=checked.shape[0],
         width=checked.shape[1],
         mpp=case.mpp,
-        source=case.image,
+        source=case.source,
+        classes=checked.classes,
         class_name=case.class_name,
+        cell=case.cell,
+        part=case.part,
     )
 
 
@@ -248,6 +256,9 @@ def _summary(
 ) -> list[str]:
     labelled = sum(one.case.labelled for one in done)
     counted = f", {sum(one.objects for one in done):,} objects" if kind == "instance" else ""
+    if kind == "coarse":
+        patches = sum(len(one.case.patches) for one in done)
+        counted = f" of {patches:,} patches, {sum(one.objects for one in done):,} of them of class 1"
     if kind == "class":
         classes = Counter(one.case.class_name for one in done if one.case.labelled)
         counted = "".join(f", {count:,} of class {name}" for name, count in sorted(classes.items(), key=str))

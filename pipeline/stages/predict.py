@@ -17,6 +17,8 @@ import numpy as np
 
 from pipeline.config import Config, load_config
 from pipeline.records.files import write_text
+from pipeline.records.objects import FILE as OBJECTS
+from pipeline.records.objects import write_objects
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
 
@@ -78,12 +80,13 @@ def _write_classes(file: Path, rows: Iterable[tuple[str, np.ndarray]], trained: 
 def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, overrides: Sequence[str] = ()) -> None:
     """Write <stem>.png (16-bit object ids, class ids, or the made image) for images of a folder, with a trained run.
 
-    A classification writes classes.csv instead: the stem as case_id, and p_<class> of each class.
+    A classification writes classes.csv instead: the stem as case_id, and p_<class> of each class. Where objects have
+    classes, objects.csv tells them: the stem as case_id, object, class and its probability.
     run: a name below data/train/, or the run's folder; overlay: also <stem>_overlay.png; overrides: settings of predict
     and compute. Every image that cannot be read is named at the end, after all others were written.
     Raises ValueError for unreadable images, two images of one stem, or a folder without images.
     """
-    from pipeline.instances import label_raster
+    from pipeline.instances import label_raster, object_classes
     from pipeline.outputs import to_pixels
     from pipeline.records.images import Readings
     from pipeline.records.rasters import write_png
@@ -98,7 +101,8 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         raise ValueError(f"--overlay shows masks, and {trained.folder} makes none; leave it out")
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     readings = Readings(images, "predict")
-    classified = []
+    classified: list[tuple[str, np.ndarray]] = []
+    objects: list[tuple[str, int, str, float]] = []
     for file, image in readings:
         seen = normaliser.transform(image)[0] if normaliser else image
         made = predict(seen)
@@ -107,10 +111,14 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
             continue
         raster = to_pixels(made) if thresholds is None else label_raster(made, trained.outputs, thresholds)
         write_png(out / f"{file.stem}.png", raster)
+        told = object_classes(raster, made, trained.outputs)
+        objects += ((file.stem, number, *one) for number, one in enumerate(told, start=1))
         if overlay:
             write_png(out / f"{file.stem}_overlay.png", draw_outlines(image, raster))
     if trained.outputs.is_class:
         _write_classes(out / "classes.csv", classified, trained)
+    if trained.outputs.object_classes:
+        write_objects(out / OBJECTS, objects)
     for remark in readings.remarks:
         print(f"noted: {remark}")
     files, faults = readings.files, readings.faults
@@ -140,11 +148,18 @@ def predict_slides(
     trained = named_run(run)
     if trained.outputs.is_image or trained.outputs.is_class:
         raise ValueError(f"{trained.folder}: expected a run that makes masks, found task {trained.config.train.task}")
+    if trained.outputs.cell is not None:
+        raise ValueError(
+            f"{trained.folder}: expected a run that maps pixels, found one of squares of {trained.outputs.cell} "
+            "pixels, which slides are not cut into; cut them into images, and take --images"
+        )
     files = sorted(file for file in slides.iterdir() if file.is_file()) if slides.is_dir() else [slides]
     repeated = sorted({file.stem for file in files if sum(file.stem == other.stem for other in files) > 1})
     if not files or repeated:
         found = f"several of {', '.join(repeated[:5])}" if repeated else "none"
         raise ValueError(f"{slides}: expected slides of different names without suffix, found {found}")
+    if trained.outputs.object_classes:
+        print("noted: what is written of slides does not tell the classes of objects; predict --images does")
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     faults = []
     for file in files:

@@ -47,9 +47,11 @@ def run(config: Config, paths: Paths) -> list[str]:
 
     files = {case.case_id: paths.ingest / case.image for case in cases}
     dropped: list[str] = []
-    compared = config.split.groups in ("auto", "pixels") or len(cases) <= MAXIMUM_IMAGES
+    compared = config.split.groups == "pixels" or len(cases) <= MAXIMUM_IMAGES
     joins = find_joins(files, load, dropped.append) if compared else []
     groups = group_cases(cases, joins, config.split.groups)
+    if config.split.published:
+        groups = within_published(cases, groups, config.split)
     rows = divide(labelled, groups, config.split, config.seed)
     proof = prove(rows, cases, groups, joins, load, config)
     proof["joins"] |= {"dropped": dropped, "compared_pixels": compared}
@@ -95,6 +97,18 @@ def group_cases(cases: Sequence[Case], joins: Iterable[Join], groups: str) -> di
     return {case_id: names[name] for case_id, name in joined.items()}
 
 
+def within_published(cases: Sequence[Case], groups: dict[str, str], settings: SplitSettings) -> dict[str, str]:
+    """Divide groups that split.published puts into several parts, so that each lies in one; joins are still told."""
+    becomes = {case.case_id: settings.published.get(case.part or "", "train") for case in cases}
+    parts_of: dict[str, set[str]] = defaultdict(set)
+    for case_id, group in groups.items():
+        parts_of[group].add(becomes[case_id])
+    return {
+        case_id: f"{group} ({becomes[case_id]})" if len(parts_of[group]) > 1 else group
+        for case_id, group in groups.items()
+    }
+
+
 # --- Dividing -----------------------------------------------------------------------------------------------------
 
 
@@ -103,25 +117,30 @@ def divide(cases: Sequence[Case], groups: dict[str, str], settings: SplitSetting
 
     The groups of every stratum are drawn by themselves (scikit-learn's train_test_split), first for test, then for
     validation; of CANDIDATES draws the one with the number of cases nearest to the wanted share is taken. Folds are
-    scikit-learn's StratifiedGroupKFold over what is not test. The order of the cases never matters.
+    scikit-learn's StratifiedGroupKFold over what is not test; with split.published there are none. The order of the
+    cases never matters.
     Raises ValueError where there are too few groups.
     """
     cases = sorted(cases, key=lambda case: case.case_id)
     sizes = Counter(groups[case.case_id] for case in cases)
-    _check_enough(cases, sizes, settings)
+    published = _published(cases, groups, settings)
+    if not published:
+        _check_enough(cases, sizes, settings)
     strata = _strata_of_groups(cases, groups)
-    if settings.test_strata:
+    if published:
+        test, share_of_rest = published["test"], settings.validation_share
+    elif settings.test_strata:
         test, share_of_rest = _groups_with(cases, groups, settings.test_strata), settings.validation_share
     else:
         test = _draw(sizes, strata, settings.test_share, seed)
         share_of_rest = settings.validation_share / (1.0 - settings.test_share)
     remaining = [case for case in cases if groups[case.case_id] not in test]
-    folds = _folds(remaining, groups, strata, settings.folds, seed)
+    folds = {} if published else _folds(remaining, groups, strata, settings.folds, seed)
     held_out: set[str] = set()
     if settings.fold is not None:
         held_out, test = test, {groups[case_id] for case_id, fold in folds.items() if fold == str(settings.fold)}
     rest = {group: size for group, size in sizes.items() if group not in test | held_out}
-    validation = _draw(rest, strata, share_of_rest, seed + 1)
+    validation = published.get("validation") or _draw(rest, strata, share_of_rest, seed + 1)
     rows = []
     for case in cases:
         group = groups[case.case_id]
@@ -129,6 +148,28 @@ def divide(cases: Sequence[Case], groups: dict[str, str], settings: SplitSetting
                      if group in own), "train")  # fmt: skip
         rows.append([case.case_id, group, case.stratum or "", part, folds.get(case.case_id, "")])
     return rows
+
+
+def _published(cases: Sequence[Case], groups: dict[str, str], settings: SplitSettings) -> dict[str, set[str]]:
+    """Groups of each part that split.published names; empty where it names none.
+
+    Raises ValueError where it names parts that no case was published in, or misses some.
+    """
+    if not settings.published:
+        return {}
+    found = {case.part for case in cases}
+    unknown, missed = sorted(settings.published.keys() - found), sorted(map(str, found - settings.published.keys()))
+    if unknown or missed:
+        there = ", ".join(sorted(part for part in found if part)) or "none"
+        wrong = [*(f"{name}, which is none" for name in unknown), *(f"nothing for {name}" for name in missed)]
+        raise ValueError(
+            f"split.published: expected each part that the cases were published in ({there}), found "
+            f"{'; '.join(wrong)}; name each, or leave split.published out"
+        )
+    chosen: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        chosen[settings.published[str(case.part)]].add(groups[case.case_id])
+    return dict(chosen)
 
 
 def _groups_with(cases: Sequence[Case], groups: dict[str, str], strata: Sequence[str]) -> set[str]:
@@ -277,10 +318,12 @@ def _largest(own: dict[str, str]) -> dict[str, Any]:
 def _describe_part(name: str, rows: Sequence[Sequence[str]], settings: SplitSettings) -> dict[str, Any]:
     mine = [row for row in rows if row[3] == name]
     held_out = {"test": settings.test_share, "validation": settings.validation_share}
-    if settings.test_strata:
-        # As many as these strata hold are wanted, and the validation share is one of the rest.
+    if settings.test_strata or settings.published:
+        # As many as these strata or parts hold are wanted, and the validation share is one of the rest.
         test = sum(row[3] == "test" for row in rows) / len(rows)
         held_out = {"test": test, "validation": settings.validation_share * (1.0 - test)}
+        if "validation" in settings.published.values():
+            held_out["validation"] = sum(row[3] == "validation" for row in rows) / len(rows)
     if settings.fold is not None:
         rest = 1.0 - sum(row[3] == HELD_OUT for row in rows) / len(rows)
         # As divide draws it.
@@ -348,7 +391,10 @@ def _lines(proof: dict[str, Any], paths: Paths) -> list[str]:
         f"joined groups to look at: {paths.split / 'groups.png'}"
     )
     if not proof["joins"]["compared_pixels"]:
-        lines.append(f"the pixels of more than {MAXIMUM_IMAGES} images were not compared; the given groups are trusted")
+        lines.append(
+            f"the pixels of more than {MAXIMUM_IMAGES} images were not compared: given groups are trusted, and what "
+            "has none stands alone"
+        )
     if unlabelled["in_a_labelled_group"]:
         lines.append(
             f"{unlabelled['in_a_labelled_group']} of {unlabelled['cases']} unlabelled images "
@@ -365,7 +411,7 @@ def _lines(proof: dict[str, Any], paths: Paths) -> list[str]:
     if across:
         lines.append(
             f"warning: {across} pairs that belong together by their pixels lie in different parts; "
-            "split.groups=auto keeps them together"
+            + ("they were published so" if proof["settings"]["published"] else "split.groups=auto keeps them together")
         )
     return lines
 

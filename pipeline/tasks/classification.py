@@ -41,7 +41,7 @@ class ClassifiedCrops(Crops):
         """Return the prepared image and the number of its class."""
         return self.prepare(read_image(self.paths.image(case.image))), np.array([class_number(case, self.outputs)])
 
-    def cut(self, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    def cut(self, case: Case, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         """Return image (h, w, 3) uint8 and class (1,), a number."""
         crop, _ = self.augmentation(image, np.zeros(image.shape[:2], np.uint16), seed)
         return {"image": crop, "class": learned}

@@ -40,8 +40,8 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
         """Read a case whole, as it is kept in memory."""
 
     @abstractmethod
-    def cut(self, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-        """Cut one crop and prepare it for the network; random in nothing but the seed."""
+    def cut(self, case: Case, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """Cut one crop of a case and prepare it for the network; random in nothing but the seed."""
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -50,7 +50,7 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
         epoch, place = divmod(crop, len(self.cases))
         index = int(self._order(epoch)[place])
         seed = sample_seed(self.seed, epoch, self.cases[index].case_id, place)
-        sample = self.cut(*self._load(index), seed)
+        sample = self.cut(self.cases[index], *self._load(index), seed)
         return {name: torch.from_numpy(np.ascontiguousarray(raster)) for name, raster in sample.items()}
 
     def _order(self, epoch: int) -> np.ndarray:

@@ -35,7 +35,7 @@ class PairedCrops(Crops):
         """Return image and target."""
         return self.pairs.read(case)
 
-    def cut(self, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    def cut(self, case: Case, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         """Return image and target, (h, w, 3) uint8 each."""
         return dict(zip(("image", "target"), self.pairs.cut(image, learned, seed), strict=True))
 

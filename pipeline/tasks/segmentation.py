@@ -16,13 +16,16 @@ from pipeline.intensity import INTENSITIES, as_input
 from pipeline.losses import build_loss
 from pipeline.networks import Network, build_network
 from pipeline.outputs import Outputs
-from pipeline.records.case import Case
+from pipeline.records.case import IGNORED, Case
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
-from pipeline.targets import border_weights, fit_target, make_target
+from pipeline.targets import border_weights, class_planes, fit_target, make_target
 from pipeline.tasks.crops import Crops
 from pipeline.tasks.players import NETWORK, Player
 from pipeline.trained import IMAGE_CHANNELS
+
+DRAWS = 8
+"""Crops tried until one holds a pixel whose label is known."""
 
 
 class LabelledCrops(Crops):
@@ -45,15 +48,25 @@ class LabelledCrops(Crops):
         assert case.label is not None
         return self.prepare(read_image(self.paths.image(case.image))), read_label(self.paths.ingest / case.label)
 
-    def cut(self, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    def cut(self, case: Case, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         """Return image (h, w, 3) uint8, target and valid, and weight where borders between objects count more."""
-        image, label = self.augmentation(image, learned, seed)
+        image, label = self._crop(image, learned, seed)
         planes, pixels = make_target(label, self.outputs.target, len(self.outputs.channels) - 1)
+        if names := self.outputs.object_classes:
+            planes = np.concatenate([planes, class_planes(label, case.classes or (), names)])
         target, valid = fit_target(planes, pixels, *self.place)
         sample = {"image": image, "target": target, "valid": valid}
         if self.boundary_weight:
             sample["weight"] = fit_target(border_weights(label)[np.newaxis], pixels, *self.place)[0][0]
         return sample
+
+    def _crop(self, image: np.ndarray, learned: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a crop, anew where all of it is unknown: much of a slide can be, and nothing is learned from it."""
+        for again in range(DRAWS):
+            crop, label = self.augmentation(image, learned, (seed + again) % 2**64)
+            if (label != IGNORED).any():
+                break
+        return crop, label
 
 
 class Segmentation:

@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from pipeline.metrics.instance import overlaps, panoptic_quality
 from pipeline.metrics.summary import (
     IDENTITY_COLUMNS,
     METRICS_SCHEMA,
     SCORE_COLUMNS,
     per_case_table,
     score_case,
+    score_object_classes,
     summarise,
 )
 from pipeline.records.case import IGNORED
@@ -229,3 +231,69 @@ def test_per_case_csv_comes_back(tmp_path: Path) -> None:
     table.to_csv(file, index=False, lineterminator="\n")
     assert file.read_text().splitlines()[2].startswith("b,1,tissue,20,40,1,1,0.9,")
     assert summarise(pd.read_csv(file), "test") == summarise(table, "test")
+
+
+def three_nuclei() -> np.ndarray:
+    labels = np.zeros((20, 40), np.uint16)
+    for number in range(3):
+        labels[2:12, 12 * number : 12 * number + 10] = number + 1
+    return labels
+
+
+def test_an_object_counts_for_its_own_class_alone() -> None:
+    truth, names = three_nuclei(), ["a", "b", "c"]
+    # Every outline is right; the second object has the wrong class.
+    row = score_object_classes(truth, truth, ["a", "b", "a"], ["a", "a", "a"], names)
+    assert row["bpq"] == 1.0 and row["pq_class_1"] == pytest.approx(2 / 2.5)  # 2 found, 1 spurious
+    assert (row["pq_class_2"], row["pq_class_3"], row["mpq"]) == (0.0, None, pytest.approx(0.4))
+    # What the truth has none of says nothing, whatever is predicted.
+    empty = np.zeros_like(truth)
+    assert set(score_object_classes(empty, truth, [], ["a", "b", "c"], names).values()) == {None}
+    assert score_object_classes(truth, empty, ["a", "b", "c"], [], names)["mpq"] == 0.0
+    ignored = np.where(truth == 2, IGNORED, truth)
+    row = score_object_classes(ignored, truth, ["a", "b", "a"], ["a", "b", "a"], names)
+    assert (row["pq_class_1"], row["pq_class_2"], row["mpq"]) == (1.0, None, 1.0)
+    with pytest.raises(ValueError, match="classes a, b, c, found d, predicted object 3 beyond the 2 classes told"):
+        score_object_classes(truth, truth, ["a", "b", "d"], ["a", "a"], names)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_class_scores_are_those_of_each_class_counted_anew(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    blocks = np.kron(random.integers(0, 30, (10, 10)), np.ones((6, 6), int)).astype(np.uint16)
+    truth, prediction = blocks, np.roll(blocks, 2, 1)
+    names = ["a", "b", "c"]
+    classes = [[names[number] for number in random.integers(0, 3, 30)] for _ in range(2)]
+    row = score_object_classes(truth, prediction, *classes, names)
+    for number, name in enumerate(names, start=1):
+        alone = [
+            np.where(np.isin(labels, 1 + np.flatnonzero(np.array(own) == name)), labels, 0)
+            for labels, own in ((truth, classes[0]), (prediction, classes[1]))
+        ]
+        assert row[f"pq_class_{number}"] == pytest.approx(panoptic_quality(overlaps(*alone)).pq)
+
+
+def test_bpq_and_mpq_are_means_over_strata() -> None:
+    rows = []
+    for number, (stratum, bpq, mpq) in enumerate(
+        [("breast", 0.8, 0.5), ("breast", 0.6, None), ("breast", 0.4, 0.1), ("liver", 0.2, 0.9), ("skin", None, None)]
+    ):
+        row = instance_row(f"c{number}", None, 0, stratum)
+        rows.append(row | {"bpq": bpq, "mpq": mpq, "pq_class_1": mpq})
+    content = summarise(per_case_table(rows), "test")
+    scores = content["test"]
+    assert scores["bpq"]["mean"] == pytest.approx((0.6 + 0.2) / 2)
+    assert (scores["mpq"]["mean"], scores["mpq"]["cases"]) == (pytest.approx((0.3 + 0.9) / 2), 3)
+    assert scores["pq_class_1"]["mean"] == pytest.approx(0.5)
+    assert content["by_stratum"]["breast"]["mpq"]["mean"] == pytest.approx(0.3)
+    assert "mpq" not in content["by_stratum"]["skin"]
+
+
+def test_intervals_of_a_mean_over_strata_hold_what_was_drawn() -> None:
+    rows = [
+        instance_row(f"c{number:02}", None, 0, "ab"[number % 2]) | {"bpq": float(number % 2), "mpq": None}
+        for number in range(24)
+    ]
+    entry = summarise(per_case_table(rows), "test")["test"]["bpq"]
+    # Whatever cases are drawn, a stratum's mean is its constant.
+    assert (entry["mean"], entry["low"], entry["high"]) == (0.5, 0.5, 0.5)

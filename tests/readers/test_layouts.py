@@ -51,6 +51,7 @@ EXAMPLES = {
     "hubmap2023": ("train/a.tif",),
     "glas": ("train_1.bmp", "train_1_anno.bmp"),
     "pcam": ("train/a.tif",),
+    "pannuke": ("fold1/images.npy", "fold1/masks.npy", "fold1/types.npy"),
     "polygons": ("a.tif",),
 }
 TABLES = {
@@ -63,7 +64,12 @@ TABLES = {
     "pcam": {"train_labels.csv": "id,label\na,1\n"},
     "polygons": {"a.xml": "<Annotations/>"},
 }
-CASE_IDS = {"idc": "8863_idx5_x51_y1251", "glas": "train_1"}
+ARRAYS = {
+    "fold1/images.npy": np.zeros((1, 4, 6, 3)),
+    "fold1/masks.npy": np.zeros((1, 4, 6, 6)),
+    "fold1/types.npy": np.array(["Skin"]),
+}
+CASE_IDS = {"idc": "8863_idx5_x51_y1251", "glas": "train_1", "pannuke": "fold1_0000"}
 ALSO = {"glas": ["folder_pairs"]}
 """Layouts, tried later, that would take the files too, without what the layout's own table tells."""
 RECOGNISED = [name for name, reader in READERS.items() if not reader.only_by_name]
@@ -75,6 +81,9 @@ def test_every_layout_is_recognised_at_any_depth_and_alone(layout: str, below: s
     put(tmp_path, *(below + name for name in EXAMPLES[layout]))
     for name, text in TABLES.get(layout, {}).items():
         (tmp_path / below / name).write_text(text)
+    for name in EXAMPLES[layout]:
+        if name in ARRAYS:
+            np.save(tmp_path / below / name, ARRAYS[name])
     with RawFolder(tmp_path) as raw:
         assert [name for name in RECOGNISED if READERS[name].recognises(raw)] == [layout, *ALSO.get(layout, [])]
         assert layout_of(raw, "auto") == layout_of(raw, layout) == layout

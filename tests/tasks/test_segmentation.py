@@ -1,4 +1,4 @@
-"""What validation says of a network that has learned nothing yet."""
+"""What validation says of a network that has learned nothing yet, and crops of images that are mostly unknown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from pipeline.augmentation import Augmentation
+from pipeline.config import AugmentSettings
 from pipeline.outputs import Outputs
-from pipeline.records.case import Case
+from pipeline.records.case import IGNORED, Case
 from pipeline.records.rasters import write_png
-from pipeline.tasks.segmentation import Segmentation
+from pipeline.tasks.segmentation import LabelledCrops, Segmentation
 
 
 def test_an_image_of_noise_scores_nothing_and_training_goes_on(tmp_path: Path) -> None:
@@ -37,3 +39,29 @@ def test_an_image_of_noise_scores_nothing_and_training_goes_on(tmp_path: Path) -
         "validation_iou": 0.5,
         "validation_score": 0.5,
     }
+
+
+def test_crops_are_drawn_anew_where_nothing_is_known() -> None:
+    label = np.full((600, 600), IGNORED, np.uint16)
+    label[:300, :] = 0
+    image = np.random.default_rng(0).integers(0, 256, (600, 600, 3)).astype(np.uint8)
+    settings = AugmentSettings(recipe="geometry", crop=64)
+    augmentation = Augmentation(settings)
+    crops = SimpleNamespace(
+        augmentation=augmentation, outputs=Outputs("binary", ("foreground",), "sigmoid", "coarse", cell=50),
+        boundary_weight=0.0, place=(0, 1, (64, 64)),
+    )  # fmt: skip
+    crops._crop = lambda *given: LabelledCrops._crop(crops, *given)
+    case = Case("a", "few", "a.png", "a.png", "coarse", None, None, 600, 600, None, "raw", cell=50)
+    redrawn = 0
+    for seed in (*range(40), 2**64 - 1):
+        sample = LabelledCrops.cut(crops, case, image, label, seed)
+        first, known = augmentation(image, label, seed)
+        assert sample["valid"].any()
+        if (known != IGNORED).any():
+            np.testing.assert_array_equal(sample["image"], first)
+        else:
+            redrawn += 1
+    assert redrawn
+    # An image of which nothing is known still gives a crop, from which the loss learns nothing.
+    assert not LabelledCrops.cut(crops, case, image, np.full_like(label, IGNORED), 0)["valid"].any()
