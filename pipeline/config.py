@@ -51,8 +51,8 @@ class IngestSettings(Settings):
     """Raw files to checked cases."""
 
     layout: Literal[
-        "auto", "dsb2018", "hubmap2022", "hubmap2023", "glas", "pcam", "pannuke", "folder_pairs", "polygons", "idc",
-        "image_pairs",
+        "auto", "dsb2018", "hubmap2020", "hubmap2022", "hubmap2023", "glas", "pcam", "pannuke", "folder_pairs",
+        "polygons", "idc", "image_pairs",
         "images",
     ] = "auto"  # fmt: skip
     """Layout of the raw folder; auto recognises it and says which it took."""
@@ -64,6 +64,9 @@ class IngestSettings(Settings):
     """What the values of a label raster mean (folder_pairs); auto decides over the whole data set. Of polygons semantic
     makes class ids instead of objects; of idc coarse makes one image a patient, with a label of squares, instead of
     patches of a class each."""
+    shrink: int = Field(default=1, ge=1, le=64)
+    """Pixels of the raw image along the side of one that is stored (hubmap2020, whose slides are read by windows);
+    masks are enlarged again before they are submitted."""
     threshold: int = Field(default=127, ge=0, le=65534)
     """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed."""
     group_csv: Path | None = None

@@ -33,6 +33,10 @@ COMPETITIONS = {
         ("stage1_train.zip", "stage1_test.zip", "stage1_train_labels.csv", "stage1_sample_submission.csv"),
         ("stage2_test_final.zip", "stage2_sample_submission_final.csv", "stage1_solution.csv", "classes.csv"),
     ),
+    "hubmap2020": Competition(
+        "hubmap-kidney-segmentation",
+        ("train/", "test/", "train.csv", "HuBMAP-20-dataset_information.csv", "sample_submission.csv"),
+    ),
     "hubmap2022": Competition(
         "hubmap-organ-segmentation",
         ("train.csv", "train_images/", "test.csv", "test_images/", "sample_submission.csv"),

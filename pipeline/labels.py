@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.records.case import IGNORED, MAXIMUM_OBJECTS
 from pipeline.records.findings import FaultyFile, Remark
 from pipeline.records.outline import Outline
-from pipeline.records.rle import decode, decode_labels
+from pipeline.records.rle import decode, decode_labels, decode_sampled
 
 MAXIMUM_CLASSES = 254
 """Largest class id of a semantic label."""
@@ -152,6 +152,18 @@ def from_runs(rows: Sequence[str], shape: tuple[int, int]) -> Label:
         # Either a row is faulty, or two objects overlap: decoding one by one tells which.
         return _from_overlapping_runs(filled, shape)
     return Label(raster, len(filled), tuple(_pieces_remark(raster)))
+
+
+def from_sampled_runs(row: str, shape: tuple[int, int], of: tuple[int, int]) -> Label:
+    """Turn one run-length row of an image of height and width `of` into a label raster of another shape, 0 and 1.
+
+    Raises FaultyFile for a row that cannot be decoded.
+    """
+    try:
+        mask = decode_sampled(row, *of, shape)
+    except ValueError as error:
+        raise FaultyFile("faulty runs", f"runs within {of[0]} x {of[1]} pixels", str(error), "mend the row") from error
+    return Label(mask.astype(np.uint16), int(mask.any()))
 
 
 def from_outlines(outlines: Sequence[Outline], shape: tuple[int, int], *, by_class: bool = False) -> Label:

@@ -6,6 +6,7 @@ from pipeline.readers import (
     dsb2018,
     folder_pairs,
     glas,
+    hubmap2020,
     hubmap2022,
     hubmap2023,
     idc,
@@ -23,6 +24,11 @@ READERS = {
         dsb2018.recognises,
         dsb2018.read,
         "stage1_train/<ImageId>/images/*.png and stage1_train/<ImageId>/masks/*.png (or stage1_train.zip)",
+    ),
+    "hubmap2020": Reader(
+        hubmap2020.recognises,
+        hubmap2020.read,
+        "train.csv (id,encoding) and HuBMAP-20-dataset_information.csv beside train/<id>.tiff",
     ),
     "hubmap2022": Reader(
         hubmap2022.recognises,

@@ -25,6 +25,7 @@ from pipeline.labels import (
     from_outlines,
     from_raster,
     from_runs,
+    from_sampled_runs,
     integers,
     survey,
 )
@@ -40,8 +41,9 @@ from pipeline.records.raw import RawFolder
 class Checked:
     """What is known of one case.
 
-    shape: height and width. image: (height, width, 3) uint8 RGB; label: where the case has one, its raster, or target:
-    uint8 RGB of the image's size. All stay None where there are faults, and where they wait for the whole data set.
+    shape: height and width; full: those of the raw file, where the image is stored smaller. image: (height, width, 3)
+    uint8 RGB; label: where the case has one, its raster, or target: uint8 RGB of the image's size. All stay None where
+    there are faults, and where they wait for the whole data set.
     bits: depth of image and target where one has more than 8 bits a channel;
     survey: values of a label raster; objects: how many the label has, and
     classes: theirs where they are told; both stay when its pixels are dropped.
@@ -49,6 +51,7 @@ class Checked:
 
     case: RawCase
     shape: tuple[int, int] | None = None
+    full: tuple[int, int] | None = None
     image: np.ndarray | None = None
     label: Label | None = None
     target: np.ndarray | None = None
@@ -88,12 +91,38 @@ def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Check
     checked = Checked(case)
     if case.patches:
         return _stitch(raw, checked)
+    if case.windowed:
+        return _shrink(raw, checked, settings.shrink)
     image = _colours(raw, checked, case.image)
     target = _colours(raw, checked, case.target, of_target=True) if case.target else None
     label = _check_label(raw, checked, settings) if case.segmented else None
     if not checked.faults and not checked.waits:
         checked.image, checked.target, checked.label = image, target, label
         checked.count(label)
+    return checked
+
+
+def _shrink(raw: RawFolder, checked: Checked, shrink: int) -> Checked:
+    """Read an image that may be larger than memory at a part of its size, and its one mask likewise."""
+    from pipeline.records.slides import View, open_slide
+
+    case = checked.case
+    try:
+        with open_slide(raw.path(case.image)) as slide:
+            view = View(slide, float(shrink))
+            checked.full = slide.levels[0].height, slide.levels[0].width
+            if case.size is not None:
+                check_size(case.size, checked.full)
+            checked.shape = view.height, view.width
+            image = view.window(0, 0, view.height, view.width)
+        label = None
+        if case.runs is not None:
+            label = from_sampled_runs(case.runs[0], checked.shape, checked.full)
+    except FaultyFile as fault:
+        checked.note(case.image, fault)
+        return checked
+    checked.image, checked.label = image, label
+    checked.count(label)
     return checked
 
 

@@ -46,6 +46,7 @@ class RawCase:
     patches: files that the image is stitched from, image being their folder; cell: side in pixels of the squares of
     which each has one class.
     labelled: whether a label is expected. mpp: microns per pixel. size: height and width that a table gives the image.
+    windowed: whether the image may be too large for memory, and is read by windows at 1/ingest.shrink of its size.
     part: the data set's own part or fold.
     """
 
@@ -63,6 +64,7 @@ class RawCase:
     stratum: str | None = None
     mpp: float | None = None
     size: tuple[int, int] | None = None
+    windowed: bool = False
     planes: str | None = None
     plane_classes: tuple[str, ...] = ()
     index: int | None = None

@@ -126,16 +126,21 @@ class RawFolder:
                 "unreadable file", "readable bytes", f"{error} in {self.origin(name)}", "fetch it again"
             ) from error
 
-    def array(self, name: str) -> np.ndarray:
-        """Map a .npy file into memory, read only: what is not asked for stays on disk.
-
-        Raises FaultyFile where it lies in a zip, which cannot be mapped, or is no array of numbers or words.
-        """
+    def path(self, name: str) -> Path:
+        """Return where one file lies on disk. Raises FaultyFile where it lies in a zip."""
         entry = self._files.get(name)
         if not isinstance(entry, Path):
             found = "nothing" if entry is None else f"it within {entry.archive.filename}"
             advice = "unpack the zip into the raw folder, and take the zip away"
             raise FaultyFile("not unpacked", f"the file {self.folder / name}", found, advice)
+        return entry
+
+    def array(self, name: str) -> np.ndarray:
+        """Map a .npy file into memory, read only: what is not asked for stays on disk.
+
+        Raises FaultyFile where it lies in a zip, which cannot be mapped, or is no array of numbers or words.
+        """
+        entry = self.path(name)
         try:
             return np.load(entry, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

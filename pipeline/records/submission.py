@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,15 +83,23 @@ class Written:
 
 
 class LabelFiles(Mapping[str, np.ndarray]):
-    """Label rasters read from `<folder>/<id>.png` when asked for; only the ids given are there."""
+    """Label rasters read from `<folder>/<id>.png` when asked for; only the ids given are there.
 
-    def __init__(self, folder: Path, ids: Iterable[str]):
+    full: height and width of images that are stored smaller than they were, to which their labels are enlarged.
+    """
+
+    def __init__(self, folder: Path, ids: Iterable[str], full: Mapping[str, Sequence[int]] | None = None):
         self._files = {name: folder / f"{name}.png" for name in ids}
+        self._full = full or {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         from pipeline.records.rasters import read_label
 
-        return read_label(self._files[name])
+        label = read_label(self._files[name])
+        if name not in self._full:
+            return label
+        rows, columns = (np.arange(many) * few // many for many, few in zip(self._full[name], label.shape, strict=True))
+        return label[rows][:, columns]
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, file in self._files.items() if file.exists())

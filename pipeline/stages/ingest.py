@@ -74,6 +74,10 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
                 f"ingest.label_kind=coarse: expected patches to stitch, as the layout idc has, found the layout "
                 f"{layout}; set another label_kind"
             )
+        if settings.shrink > 1 and not any(case.windowed for case in dataset.cases):
+            raise ValueError(
+                f"ingest.shrink={settings.shrink}: expected the layout hubmap2020, found {layout}; leave it out"
+            )
         cases, faults, excluded = _wanted(dataset, settings)
         checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
         meaning, odd = _meaning(checked, settings.label_kind if settings.label_kind != "auto" else dataset.label_kind)
@@ -159,6 +163,7 @@ def _record(checked: Checked, dataset: str, kind: LabelKind) -> Case:
         class_name=case.class_name,
         cell=case.cell,
         part=case.part,
+        full=None if checked.full in (None, checked.shape) else list(checked.full or ()),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
+from pipeline.records.case import read_cases
 from pipeline.records.files import file_hash
 from pipeline.records.paths import Paths
 
@@ -44,11 +45,13 @@ def run(config: Config, paths: Paths) -> list[str]:
     name = recognise_format(sample.header) if config.submit.format == "auto" else config.submit.format
     file = paths.reports / "submission.csv"
     of_classes = config.train.task == "classification"
-    labels: Mapping[str, Truth] = LabelFiles(paths.reports / "masks", sample.ids)
+    full = {case.case_id: case.full for case in read_cases(paths.cases) if case.full is not None}
+    masks = LabelFiles(paths.reports / "masks", sample.ids, full)
+    labels: Mapping[str, Truth] = masks
     if of_classes:
         labels = _probabilities(paths.classes, sample)
     elif FORMATS[name].rows == "scored":
-        labels = ScoredFiles(LabelFiles(paths.reports / "masks", sample.ids), paths.predict)
+        labels = ScoredFiles(masks, paths.predict)
     written = write_submission(file, labels, sample, name)
     empty = "" if of_classes else f", {written.empty_images} of them empty"
     return [

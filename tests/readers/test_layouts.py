@@ -47,6 +47,7 @@ EXAMPLES = {
     "folder_pairs": ("images/a.png", "masks/a.png"),
     "image_pairs": ("input/a.png", "target/a.png"),
     "idc": ("8863/1/8863_idx5_x51_y1251_class1.png",),
+    "hubmap2020": ("train/a.tiff",),
     "hubmap2022": ("train_images/a.tiff",),
     "hubmap2023": ("train/a.tif",),
     "glas": ("train_1.bmp", "train_1_anno.bmp"),
@@ -55,6 +56,10 @@ EXAMPLES = {
     "polygons": ("a.tif",),
 }
 TABLES = {
+    "hubmap2020": {
+        "train.csv": "id,encoding\na,1 2\n",
+        "HuBMAP-20-dataset_information.csv": "image_file,width_pixels,height_pixels,patient_number\na.tiff,6,4,7\n",
+    },
     "hubmap2022": {"train.csv": "id,organ,img_height,img_width,pixel_size,rle\na,lung,4,6,0.4,1 2\n"},
     "hubmap2023": {
         "polygons.jsonl": '{"id": "a", "annotations": []}\n',

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from pipeline.config import Config, IngestSettings, load_config
 from pipeline.hidden_test import submit_hidden_test
@@ -118,6 +119,91 @@ def test_labels_of_hubmap_test_images_are_left_unread(tmp_path: Path) -> None:
     (tmp_path / "test_images" / "9.json").write_text("[]")
     (found,) = read(tmp_path, "hubmap2022").findings
     assert found.case_id == "9" and "left unread" in found.detail
+
+
+# --- HuBMAP 2020 -----------------------------------------------------------------------------------------------------
+
+ORDERS = ("rows, columns, colours", "colours, rows, columns", "1, 1, colours, rows, columns")
+
+
+def kidneys(raw: Path) -> dict[str, np.ndarray]:
+    """Twelve images of twelve patients in every order of axes, and two test images; returns the masks."""
+    generator = np.random.default_rng(8)
+    rows, table, masks = ["id,encoding"], ["image_file,width_pixels,height_pixels,race,patient_number"], {}
+    for number in range(14):
+        name, height, width = f"kidney{number:02d}", 301 + number, 210
+        pixels = cv2.resize(picture(generator, 10, 7), (width, height))
+        mask = np.zeros((height, width), bool)
+        mask[40 + number : 140, 60:150] = True
+        pixels[mask] //= 4
+        order = ORDERS[number % 3]
+        stored = pixels if order == ORDERS[0] else pixels.transpose(2, 0, 1)
+        part = "train" if number < 12 else "test"
+        (raw / part).mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(
+            raw / part / f"{name}.tiff", stored[None, None] if order == ORDERS[2] else stored, photometric="rgb",
+            planarconfig=None if order == ORDERS[0] else "separate", metadata=None,
+        )  # fmt: skip
+        table.append(f"{name}.tiff,{width},{height},White,{60000 + number}")
+        if part == "train":
+            rows.append(f"{name},{encode(mask)}")
+            masks[name] = mask
+    (raw / "train.csv").write_text("\n".join(rows) + "\n")
+    (raw / "HuBMAP-20-dataset_information.csv").write_text("\n".join(table) + "\n")
+    (raw / "sample_submission.csv").write_text("id,predicted\nkidney13,\nkidney12,\n")
+    return masks
+
+
+def test_hubmap2020_goes_from_raw_files_to_a_submission_of_full_size(tmp_path: Path) -> None:
+    config, paths = settings_of(tmp_path, "hubmap2020", "split.groups=given")
+    masks = kidneys(paths.raw)
+    run("submit", config, paths, with_needs=True)
+    run("report", config, paths, with_needs=True)
+    cases = {case.case_id: case for case in read_cases(paths.cases)}
+    for name, mask in masks.items():
+        case = cases[name]
+        height, width = mask.shape
+        assert (case.height, case.width, case.full) == (round(height / 4), round(width / 4), [height, width])
+        label = read_label(paths.ingest / str(case.label))
+        enlarged = label[np.arange(height) * label.shape[0] // height][:, np.arange(width) * label.shape[1] // width]
+        assert (enlarged > 0).sum() == pytest.approx(mask.sum(), rel=0.06) and ((enlarged > 0) != mask).mean() < 0.02
+        stored = cv2.imread(str(paths.ingest / case.image))
+        assert stored[label > 0].mean() < 0.5 * stored[label == 0].mean()
+    assert cases["kidney05"].group == "60005"
+    header, *lines = (paths.reports / "submission.csv").read_text().splitlines()
+    assert header == "id,predicted" and [line.partition(",")[0] for line in lines] == ["kidney13", "kidney12"]
+    small = read_label(paths.reports / "masks" / "kidney13.png")
+    whole = decode(lines[0].partition(",")[2], 314, 210)
+    assert small.shape == (78, 52)
+    assert (whole == (small > 0)[np.arange(314) * 78 // 314][:, np.arange(210) * 52 // 210]).all()
+    assert submitted_anew(paths) == (paths.reports / "submission.csv").read_bytes()
+
+
+def test_faults_of_hubmap2020_come_in_one_message(tmp_path: Path) -> None:
+    config, paths = settings_of(tmp_path, "hubmap2020")
+    kidneys(paths.raw)
+    (paths.raw / "test" / "kidney12.json").write_text("[]")
+    information = paths.raw / "HuBMAP-20-dataset_information.csv"
+    information.write_text(
+        information.read_text().replace("210,302,White,60001", "302,210,White,60001").replace("White,60002", "White,")
+    )
+    table = paths.raw / "train.csv"
+    table.write_text(table.read_text().replace("kidney03,", "kidney03,999999 3 ").replace("kidney04,", "other,"))
+    found = read(paths.raw, "hubmap2020").findings
+    assert any(one.case_id == "kidney12" and "left unread" in one.detail for one in found)
+    assert any("1 id(s) without an image: other" in one.detail for one in found)
+    with pytest.raises(ValueError) as told:
+        ingest.run(config, paths)
+    message = str(told.value)
+    for part in ("kidney01: transposed", "kidney02: no patient", "kidney03: faulty runs", "kidney04: missing row"):
+        assert part in message
+
+
+def test_shrinking_is_for_slides(tmp_path: Path) -> None:
+    config, paths = settings_of(tmp_path, "hubmap2022", "ingest.shrink=2")
+    hubmap(paths.raw)
+    with pytest.raises(ValueError, match=r"ingest\.shrink=2: expected the layout hubmap2020, found hubmap2022"):
+        ingest.run(config, paths)
 
 
 # --- HuBMAP 2023 -----------------------------------------------------------------------------------------------------

@@ -212,3 +212,15 @@ def test_any_letters_of_coco_decode_or_are_refused(letters: bytes, height: int, 
     except ValueError:
         return
     assert mask.shape == (height, width)
+
+
+@given(hnp.arrays(bool, SHAPES), st.integers(1, 4))
+def test_few_pixels_are_decoded_as_of_the_whole(mask: np.ndarray, step: int) -> None:
+    height, width = mask.shape
+    shape = max(1, round(height / step)), max(1, round(width / step))
+    rows, columns = (
+        np.minimum(((np.arange(few) + 0.5) * many / few).astype(int), many - 1)
+        for few, many in zip(shape, mask.shape, strict=True)
+    )
+    found = rle.decode_sampled(rle.encode(mask), height, width, shape)
+    assert (found == mask[rows][:, columns]).all()
