@@ -170,10 +170,10 @@ def from_outlines(outlines: Sequence[Outline], shape: tuple[int, int], *, by_cla
     """Fill polygons: a label raster of objects 1..n in their order, or of class ids; unknown ones become 65535.
 
     Pixels whose centre lies inside belong to an object. Overlaps go by the same rule as masks; what is unknown gives
-    way to every object. Listed: outlines that hold no pixel of the image (dropped). Raises FaultyFile for more than
-    65,534 objects.
+    way to every object. Objects keep their classes where every outline names one. Listed: outlines that hold no pixel
+    of the image (dropped). Raises FaultyFile for more than 65,534 objects.
     """
-    boxes, classes, empty = [], [], []
+    boxes, classes, names, empty = [], [], [], []
     unknown = np.zeros(shape, bool)
     for number, outline in enumerate(outlines, start=1):
         box = _filled(outline, shape, f"outline {number}")
@@ -184,6 +184,7 @@ def from_outlines(outlines: Sequence[Outline], shape: tuple[int, int], *, by_cla
         else:
             boxes.append(box)
             classes.append(outline.class_id)
+            names.append(outline.class_name)
     remarks = [Remark("repaired", "empty outline", f"{_some(empty)}: no pixel of the image; dropped")] if empty else []
     if len(boxes) > MAXIMUM_OBJECTS:
         raise _too_many(len(boxes))
@@ -192,7 +193,8 @@ def from_outlines(outlines: Sequence[Outline], shape: tuple[int, int], *, by_cla
         raster = np.array([0, *(classes[index] for index in kept)], np.uint16)[raster]
     count = np.unique(raster[raster > 0]).size
     raster[unknown & (raster == 0)] = IGNORED
-    return Label(raster, count, (*remarks, *more))
+    told = tuple(name for index in kept if (name := names[index]) is not None)
+    return Label(raster, count, (*remarks, *more), None if by_class or len(told) < len(kept) else told)
 
 
 def from_class_planes(planes: np.ndarray, names: Sequence[str]) -> Label:

@@ -155,7 +155,7 @@ def _object_classes(cases: Sequence[Case]) -> tuple[str, ...]:
     """
     labelled = [case for case in cases if case.label]
     without = [case.case_id for case in labelled if case.classes is None]
-    if without and len(without) < len(labelled):
+    if without and any(case.classes for case in labelled):
         raise ValueError(
             f"expected labels that all tell the classes of their objects, found {len(without)} that do not "
             f"({', '.join(without[:5])}); run ingest again, or leave them out with ingest.exclude"

@@ -4,9 +4,10 @@
     images/<name>.png with annotations/<name>.geojson, or both in one folder (Polygon and MultiPolygon)
     any folder with one <file>.json that holds COCO's images, annotations, categories
 
-Masks hold objects; ingest.label_kind=semantic makes them class ids, numbered in the order of the classes' names. What
-is outlined as unsure or ignored (UNKNOWN, or a crowd of COCO's) is unknown, not background. Names that begin as TCGA's
-do give the patient, which is the group. Coordinates are positions on the pixel grid: 0 is the image's edge.
+Masks hold objects, with their classes where there are several; ingest.label_kind=semantic makes them class ids,
+numbered in the order of the classes' names. What is outlined as unsure or ignored (UNKNOWN, or a crowd of COCO's) is
+unknown, not background. Names that begin as TCGA's do give the patient, which is the group. Coordinates are positions
+on the pixel grid: 0 is the image's edge.
 
 Sources: MoNuSeg (Kumar et al. 2017, doi:10.1109/TMI.2017.2677499); RFC 7946; cocodataset.org, "Data format".
 """
@@ -34,6 +35,8 @@ from pipeline.records.raw import RawFolder
 
 UNKNOWN = {"unsure", "ignore", "ignore*"}
 """Names of classes, in small letters, whose outlines hold unknown pixels; QuPath's is Ignore*."""
+UNNAMED = "unnamed"
+"""Class of outlines without one, where others have one."""
 IMAGE_FOLDERS = {"images", "image", "tissue images", "tissue_images", "imgs"}
 OUTLINE_FOLDERS = {"annotations", "annotation", "labels", "geojson", "xml"}
 PARTS = {"train", "training", "test", "testing"}
@@ -62,7 +65,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     names = sorted({outline.class_name or "" for outline in sure})
     if len(names) > 1:
         told = ", ".join(f"{number} {name or 'without a name'}" for number, name in enumerate(names, start=1))
-        kept = "class ids" if settings.label_kind == "semantic" else "not told apart; ingest.label_kind=semantic does"
+        kept = "class ids" if settings.label_kind == "semantic" else "objects keep them"
         findings.append(Finding("", "noted", "several classes", f"{told}: {kept}"))
     numbers = {name: number for number, name in enumerate(names, start=1)}
     cases = [
@@ -70,7 +73,12 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             case,
             group=patient[0] if (patient := _PATIENT.match(case.case_id)) else None,
             outlines=tuple(
-                replace(outline, class_id=numbers.get(outline.class_name or "", 1)) for outline in case.outlines or ()
+                replace(
+                    outline,
+                    class_id=numbers.get(outline.class_name or "", 1),
+                    class_name=(outline.class_name or UNNAMED) if len(names) > 1 else None,
+                )
+                for outline in case.outlines or ()
             ),
         )
         for case in cases

@@ -13,8 +13,8 @@ class Outline:
 
     rings: closed or open rings, (points, 2) float x and y in pixels, where the upper left pixel is the square from 0 to
     1; a pixel is inside where its centre is within an odd number of rings, so that inner rings are holes.
-    class_name: None where there is but one; class_id: its number from 1 on, over the whole data set; ignored: what lies
-    inside is unknown, not background.
+    class_name: None where classes are not told apart; class_id: its number from 1 on, over the whole data set; ignored:
+    what lies inside is unknown, not background.
     """
 
     rings: tuple[np.ndarray, ...]

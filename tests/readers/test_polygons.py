@@ -164,7 +164,10 @@ def test_classes_are_numbered_over_the_data_set_and_unsure_ones_are_unknown(tmp_
         ("a", "a.geojson: 1 shape(s) that are no polygons were left out"),
         ("", "1 Stroma, 2 Tumor: class ids"),
     ]
-    assert "not told apart" in read(tmp_path).findings[-1].detail
+    dataset = read(tmp_path)
+    assert dataset.findings[-1].detail == "1 Stroma, 2 Tumor: objects keep them"
+    labels = [from_outlines(case.outlines or (), (20, 20)) for case in dataset.cases]
+    assert [label.classes for label in labels] == [("Tumor",), ("Stroma",)]
 
 
 def test_what_is_missing_or_broken_is_told_all_at_once(tmp_path: Path) -> None:
