@@ -52,7 +52,7 @@ class IngestSettings(Settings):
 
     layout: Literal[
         "auto", "dsb2018", "hubmap2020", "hubmap2022", "hubmap2023", "glas", "pcam", "pannuke", "folder_pairs",
-        "polygons", "idc", "image_pairs",
+        "polygons", "idc", "image_pairs", "nifti",
         "images",
     ] = "auto"  # fmt: skip
     """Layout of the raw folder; auto recognises it and says which it took."""
@@ -67,6 +67,8 @@ class IngestSettings(Settings):
     shrink: int = Field(default=1, ge=1, le=64)
     """Pixels of the raw image along the side of one that is stored (hubmap2020, whose slides are read by windows);
     masks are enlarged again before they are submitted."""
+    window: tuple[float, float] | None = None
+    """Values of a volume (nifti) that become black and white; by default percentiles 0.5 and 99.5 of each volume."""
     threshold: int = Field(default=127, ge=0, le=65534)
     """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed."""
     group_csv: Path | None = None

@@ -12,6 +12,7 @@ from pipeline.readers import (
     idc,
     image_pairs,
     images,
+    nifti,
     pannuke,
     pcam,
     polygons,
@@ -75,6 +76,11 @@ READERS = {
         image_pairs.read,
         "input/<name>.png and target/<name>.png (also source/ and target/, trainA/ and trainB/), "
         "or pairs/<name>.png with the input in its left half and the target in its right",
+    ),
+    "nifti": Reader(
+        nifti.recognises,
+        nifti.read,
+        "images/<name>.nii.gz and masks/<name>.nii.gz (also labels/, imagesTr/ and labelsTr/): volumes, plane by plane",
     ),
     "images": Reader(
         images.recognises,

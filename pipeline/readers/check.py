@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -35,6 +36,7 @@ from pipeline.records.decode import Decoded, bit_depth, decode, from_array, to_p
 from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
+from pipeline.records.volumes import Volume, class_ids, grey_levels, read_volume, same_space
 
 
 @dataclass
@@ -91,6 +93,8 @@ def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Check
     checked = Checked(case)
     if case.patches:
         return _stitch(raw, checked)
+    if case.plane is not None:
+        return _cut(raw, checked, settings)
     if case.windowed:
         return _shrink(raw, checked, settings.shrink)
     image = _colours(raw, checked, case.image)
@@ -100,6 +104,45 @@ def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Check
         checked.image, checked.target, checked.label = image, target, label
         checked.count(label)
     return checked
+
+
+def _cut(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Checked:
+    """Take one plane out of a volume and out of its segmentation, which must share its space."""
+    case, plane = checked.case, checked.case.plane
+    name = case.image
+    try:
+        volume, levels = _volume(raw, case.image, settings.window)
+        segmentation = None
+        if case.raster is not None:
+            name = case.raster
+            segmentation, values = _segmentation(raw, case.raster)
+            if apart := same_space(volume, segmentation):
+                expected = f"the shape and affine of {case.image}"
+                raise FaultyFile("another space", expected, apart, "resample it into the volume's space")
+            checked.label = Label(values[plane], int(np.unique(values[plane][values[plane] > 0]).size))
+    except FaultyFile as fault:
+        # Told once a volume, not once a plane.
+        if plane == 0:
+            checked.note(name, fault)
+        else:
+            checked.faults.append(Fault(case.case_id, "faulty volume", name, "a whole volume", "see its plane 0"))
+        return checked
+    checked.shape = levels.shape[1], levels.shape[2]
+    checked.image = np.repeat(levels[plane][..., None], 3, axis=2)
+    checked.count(checked.label)
+    return checked
+
+
+@lru_cache(maxsize=2)
+def _volume(raw: RawFolder, name: str, window: tuple[float, float] | None) -> tuple[Volume, np.ndarray]:
+    volume = read_volume(raw.read(name))
+    return volume, grey_levels(volume.values, window)
+
+
+@lru_cache(maxsize=2)
+def _segmentation(raw: RawFolder, name: str) -> tuple[Volume, np.ndarray]:
+    segmentation = read_volume(raw.read(name))
+    return segmentation, class_ids(segmentation.values)
 
 
 def _shrink(raw: RawFolder, checked: Checked, shrink: int) -> Checked:

@@ -47,6 +47,7 @@ class RawCase:
     which each has one class.
     labelled: whether a label is expected. mpp: microns per pixel. size: height and width that a table gives the image.
     windowed: whether the image may be too large for memory, and is read by windows at 1/ingest.shrink of its size.
+    plane: which axial plane of the volume that image and raster name.
     part: the data set's own part or fold.
     """
 
@@ -65,6 +66,7 @@ class RawCase:
     mpp: float | None = None
     size: tuple[int, int] | None = None
     windowed: bool = False
+    plane: int | None = None
     planes: str | None = None
     plane_classes: tuple[str, ...] = ()
     index: int | None = None

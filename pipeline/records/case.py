@@ -30,7 +30,8 @@ class Case:
     classes: the class of object 1, 2, ..., n, where an instance label tells them.
     cell: side in pixels of the squares that a coarse label has one class for each.
     part: the data set's own part or fold that the case was published in, None where there are none.
-    full: height and width of the raw image, where the stored one is smaller.
+    full: height and width of the raw image, where the stored one is smaller; plane: which axial plane of the volume
+    that source names.
     """
 
     case_id: str
@@ -49,6 +50,7 @@ class Case:
     cell: int | None = None
     part: str | None = None
     full: list[int] | None = None
+    plane: int | None = None
 
     @property
     def labelled(self) -> bool:

@@ -3,7 +3,8 @@
 Reads:  data/predict/<run>/, data/train/<run>/thresholds.json, labels, split.csv, findings.csv; for a run that makes
         images also the other runs that evaluate names, below data/train/
 Writes: reports/<run>/: masks/<case_id>.png (16-bit object ids, or class ids), per_case.csv, metrics.json; where objects
-        have classes also objects.csv: case_id, object, class, probability, the mean over the object;
+        have classes also objects.csv: case_id, object, class, probability, the mean over the object; of planes of
+        volumes also volumes/<name>.nii.gz, masks in the space of the raw file;
         for a run that makes images normalised/<method>/<case_id>.png instead of masks, and timing.json, which no later
         stage depends on; of an autoencoder also codes.csv, every case's place on a map of the codes
 """
@@ -16,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.config import Config
 from pipeline.records.case import Case
-from pipeline.records.files import write_json, write_text
+from pipeline.records.files import write_bytes, write_json, write_text
 from pipeline.records.objects import FILE as OBJECTS
 from pipeline.records.objects import write_objects
 from pipeline.records.paths import Paths
@@ -88,6 +91,7 @@ def run(config: Config, paths: Paths) -> list[str]:
                 rows[-1] |= score_object_classes(truth, mask, case.classes or (), found, names)
             maps, truth = trained.outputs.by_cell(maps, truth)
             calibration.add(trained.outputs.foreground(maps), truth)
+    volumes = _write_volumes(parts[PART] + parts["unlabelled"], paths)
     if not parts[PART]:
         return [f"{len(parts['unlabelled'])} masks in masks/; no image has truth, so that nothing is scored"]
     table = per_case_table(rows)
@@ -108,7 +112,30 @@ def run(config: Config, paths: Paths) -> list[str]:
     }
     metrics["validation"] = _gap(chosen, metrics[PART], "ap" if trained.outputs.has_objects else "dice")
     write_json(paths.reports / "metrics.json", metrics)
-    return [*_table(metrics), _trust(metrics), *_noted(unchecked)]
+    return [*_table(metrics), _trust(metrics), *_noted(unchecked), *volumes]
+
+
+def _write_volumes(cases: Sequence[Case], paths: Paths) -> list[str]:
+    """Stack the masks of planes and write each volume in the space of its raw file; say how many."""
+    from pipeline.records.rasters import read_label
+    from pipeline.records.raw import RawFolder
+    from pipeline.records.volumes import encode_like, read_volume
+
+    planes: dict[str, dict[int, Case]] = {}
+    for case in cases:
+        if case.plane is not None:
+            planes.setdefault(case.source, {})[case.plane] = case
+    if not planes:
+        return []
+    with RawFolder(paths.raw) as raw:
+        for source, of_plane in planes.items():
+            volume = read_volume(raw.read(source))
+            masks = np.zeros(volume.values.shape, np.uint16)
+            for plane, case in of_plane.items():
+                masks[plane] = read_label(paths.reports / "masks" / f"{case.case_id}.png")
+            stem = next(iter(of_plane.values())).case_id.rpartition("_z")[0]
+            write_bytes(paths.reports / "volumes" / f"{stem}.nii.gz", encode_like(volume, masks))
+    return [f"{len(planes)} volume(s) in volumes/, in the space of the raw files"]
 
 
 def _object_classes(trained: TrainedRun, cases: Sequence[Case]) -> tuple[str, ...]:

@@ -163,6 +163,7 @@ def _record(checked: Checked, dataset: str, kind: LabelKind) -> Case:
         class_name=case.class_name,
         cell=case.cell,
         part=case.part,
+        plane=case.plane,
         full=None if checked.full in (None, checked.shape) else list(checked.full or ()),
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.config import Config, load_config
-from pipeline.records.files import write_text
+from pipeline.records.files import write_bytes, write_text
 from pipeline.records.objects import FILE as OBJECTS
 from pipeline.records.objects import write_objects
 from pipeline.records.paths import Paths
@@ -100,6 +100,9 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     if overlay and thresholds is None:
         raise ValueError(f"--overlay shows masks, and {trained.folder} makes none; leave it out")
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
+    volumes = _volumes_of(images)
+    if volumes:
+        return _predict_volumes(volumes, predict, trained, out)
     readings = Readings(images, "predict")
     classified: list[tuple[str, np.ndarray]] = []
     objects: list[tuple[str, int, str, float]] = []
@@ -127,6 +130,42 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         raise ValueError(
             f"{len(faults)} of {len(files)} images could not be read:\n" + "\n".join(f"  {fault}" for fault in faults)
         )
+
+
+def _volumes_of(images: Path) -> list[Path]:
+    """The NIfTI files that a path means: itself, or those of a folder that holds no other images."""
+    from pipeline.records.volumes import SUFFIXES
+
+    files = sorted(images.iterdir()) if images.is_dir() else [images]
+    return [file for file in files if file.name.lower().endswith(SUFFIXES)]
+
+
+def _predict_volumes(files: Sequence[Path], predict: Predictor | Ensemble, trained: TrainedRun, out: Path) -> None:
+    """Write <stem>.nii.gz of volumes: masks of their axial planes, in the space of the file."""
+    from tqdm import tqdm
+
+    from pipeline.instances import label_raster
+    from pipeline.records.findings import FaultyFile
+    from pipeline.records.volumes import encode_like, grey_levels, read_volume
+
+    if trained.outputs.is_image or trained.outputs.is_class:
+        raise ValueError(f"{trained.folder}: expected a run that makes masks, found task {trained.config.train.task}")
+    thresholds, faults = trained.thresholds(), []
+    for file in files:
+        try:
+            volume = read_volume(file.read_bytes())
+            levels = grey_levels(volume.values, trained.config.ingest.window)
+        except FaultyFile as fault:
+            faults.append(f"{file}: {fault}")
+            continue
+        masks = []
+        for plane in tqdm(levels, desc=file.name, unit="plane", disable=None):
+            maps = predict(np.repeat(plane[..., None], 3, axis=2))
+            masks.append(label_raster(maps, trained.outputs, thresholds))
+        write_bytes(out / f"{file.name.partition('.nii')[0]}.nii.gz", encode_like(volume, np.stack(masks)))
+    print(f"Written: {len(files) - len(faults)} of {len(files)} volumes to {out}")
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(files)} volumes could not be read:\n  " + "\n  ".join(faults))
 
 
 def predict_slides(

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,6 +55,7 @@ EXAMPLES = {
     "pcam": ("train/a.tif",),
     "pannuke": ("fold1/images.npy", "fold1/masks.npy", "fold1/types.npy"),
     "polygons": ("a.tif",),
+    "nifti": ("images/a.nii.gz", "masks/a.nii.gz"),
 }
 TABLES = {
     "hubmap2020": {
@@ -74,7 +76,7 @@ ARRAYS = {
     "fold1/masks.npy": np.zeros((1, 4, 6, 6)),
     "fold1/types.npy": np.array(["Skin"]),
 }
-CASE_IDS = {"idc": "8863_idx5_x51_y1251", "glas": "train_1", "pannuke": "fold1_0000"}
+CASE_IDS = {"nifti": "a_z0000", "idc": "8863_idx5_x51_y1251", "glas": "train_1", "pannuke": "fold1_0000"}
 ALSO = {"glas": ["folder_pairs"]}
 """Layouts, tried later, that would take the files too, without what the layout's own table tells."""
 RECOGNISED = [name for name, reader in READERS.items() if not reader.only_by_name]
@@ -89,6 +91,8 @@ def test_every_layout_is_recognised_at_any_depth_and_alone(layout: str, below: s
     for name in EXAMPLES[layout]:
         if name in ARRAYS:
             np.save(tmp_path / below / name, ARRAYS[name])
+        if name.endswith(".nii.gz"):
+            nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 1), np.uint8), np.eye(4)), tmp_path / below / name)
     with RawFolder(tmp_path) as raw:
         assert [name for name in RECOGNISED if READERS[name].recognises(raw)] == [layout, *ALSO.get(layout, [])]
         assert layout_of(raw, "auto") == layout_of(raw, layout) == layout

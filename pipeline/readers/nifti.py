@@ -1,0 +1,81 @@
+"""Volumes in NIfTI with a segmentation each; every axial plane is a case.
+
+    images/<name>.nii.gz with masks/<name>.nii.gz (or labels/, or imagesTr/ with labelsTr/; nnU-Net's _0000 is dropped)
+    imagesTs/<name>.nii.gz, test/<name>.nii.gz: without segmentation
+
+The volume is the group, unless ingest.group_pattern or ingest.group_csv name a patient. Grey levels are ingest.window,
+else percentiles of the volume. Values of a segmentation are class ids. Source: the NIfTI-1 and NIfTI-2 standards.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from pipeline.config import IngestSettings
+from pipeline.readers.layout import RawCase, RawDataset
+from pipeline.records.findings import Fault, FaultyFile, Finding
+from pipeline.records.raw import RawFolder
+from pipeline.records.volumes import SUFFIXES, planes_of
+
+IMAGES, LABELS, TESTS = {"images", "imagestr"}, {"masks", "labels", "labelstr"}, {"imagests", "test"}
+_NAME = re.compile(r"(_0000)?\.nii(\.gz)?$", re.IGNORECASE)
+_OTHER_CHANNEL = re.compile(r"_000[1-9]\.nii(\.gz)?$", re.IGNORECASE)
+
+
+def recognises(raw: RawFolder) -> bool:
+    """Whether NIfTI files lie in a folder of images."""
+    return any(_folder(name) in IMAGES for name in _volumes(raw))
+
+
+def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
+    """Name every plane of every volume, with its segmentation. Raises ValueError where there are no volumes."""
+    labels: dict[str, list[str]] = {}
+    for name in _volumes(raw):
+        if _folder(name) in LABELS:
+            labels.setdefault(_stem(name), []).append(name)
+    images = [name for name in _volumes(raw) if _folder(name) in IMAGES | TESTS]
+    if not images:
+        raise ValueError(f"{raw.folder}: expected images/<name>.nii.gz, found none; put the volumes there")
+    cases: list[RawCase] = []
+    faults: list[Fault] = []
+    findings: list[Finding] = []
+    for name in images:
+        stem, labelled = _stem(name), _folder(name) in IMAGES
+        if _OTHER_CHANNEL.search(name):
+            findings.append(Finding(stem, "noted", "other channel", f"{name}: only the first channel is read"))
+            continue
+        found = labels.pop(stem, [])
+        if labelled and len(found) != 1:
+            fault = "several segmentations" if found else "missing segmentation"
+            faults.append(Fault(stem, fault, name, f"one masks/{stem}.nii.gz", ", ".join(found) or "none", "mend it"))
+            continue
+        try:
+            planes = planes_of(raw.read(name))
+        except FaultyFile as fault_of_file:
+            faults.append(fault_of_file.at(stem, name))
+            continue
+        cases += [
+            RawCase(
+                f"{stem}_z{plane:04d}", name, labelled=labelled, raster=found[0] if labelled else None,
+                group=stem, plane=plane,
+            )
+            for plane in range(planes)
+        ]  # fmt: skip
+    left = sorted(name for names in labels.values() for name in names)
+    if left:
+        detail = f"{len(left)} segmentation(s) without a volume: {', '.join(left[:3])}"
+        findings.append(Finding("", "noted", "segmentation without volume", detail))
+    return RawDataset(tuple(cases), tuple(faults), tuple(findings), label_kind="semantic")
+
+
+def _volumes(raw: RawFolder) -> list[str]:
+    return [name for name in raw.files() if name.lower().endswith(SUFFIXES)]
+
+
+def _folder(name: str) -> str:
+    return PurePosixPath(name).parent.name.lower()
+
+
+def _stem(name: str) -> str:
+    return _NAME.sub("", PurePosixPath(name).name)

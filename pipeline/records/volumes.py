@@ -1,0 +1,135 @@
+"""Volumes in NIfTI: axial planes of any orientation, and masks that go back into the same space."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.records.findings import FaultyFile
+
+SUFFIXES = (".nii", ".nii.gz")
+PERCENTILES = (0.5, 99.5)
+"""Of a volume's values, between which grey levels lie where no window is given."""
+_HEADER_BYTES = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume seen from the front, planes from the feet to the head.
+
+    values: (planes, height, width): rows from back to front, columns from left to right (the closest to RAS that turns
+    and mirrors of the file's axes give); image: nibabel's, as it is in the file.
+    """
+
+    values: np.ndarray
+    image: Any
+
+    @property
+    def affine(self) -> np.ndarray:
+        """From the file's voxels to millimetres: (4, 4)."""
+        return np.asarray(self.image.affine)
+
+
+def planes_of(content: bytes) -> int:
+    """Count the axial planes of a file from its first bytes. Raises FaultyFile for what is no volume of three axes."""
+    image = _opened(content, header_only=True)
+    return _canonical_shape(image)[2]
+
+
+def read_volume(content: bytes) -> Volume:
+    """Read a NIfTI file, compressed or not. Raises FaultyFile where it is none, damaged, or not of three axes."""
+    import nibabel
+
+    image = _opened(content)
+    _canonical_shape(image)
+    try:
+        values = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise FaultyFile("damaged volume", "a whole NIfTI file", str(error), "fetch it again") from error
+    return Volume(values.transpose(2, 1, 0), image)
+
+
+def grey_levels(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
+    """Turn values of a volume into 8-bit levels: window, or PERCENTILES of the values, to 0 and 255; uint8.
+
+    Raises FaultyFile for values that are no numbers.
+    """
+    numbers = np.asarray(values, np.float32)
+    if not np.isfinite(numbers).all():
+        raise FaultyFile("no numbers", "finite values", f"{int((~np.isfinite(numbers)).sum())} that are not", "mend it")
+    low, high = window if window is not None else np.percentile(numbers, PERCENTILES).tolist()
+    return np.rint(np.clip((numbers - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+
+
+def class_ids(values: np.ndarray) -> np.ndarray:
+    """Turn a segmentation's values into class ids, uint16. Raises FaultyFile for others than 0..65534 in whole."""
+    numbers = np.asarray(values)
+    sound = np.isfinite(numbers).all() and (numbers >= 0).all() and (numbers < 65535).all() and not (numbers % 1).any()
+    if not sound:
+        raise FaultyFile("no class ids", "whole numbers from 0 to 65534", "others", "give a segmentation")
+    return numbers.astype(np.uint16)
+
+
+def encode_like(volume: Volume, planes: np.ndarray) -> bytes:
+    """Write masks into the space of a volume's file, as .nii.gz: the same shape, orientation, affine and spacing.
+
+    planes: (planes, height, width) whole numbers, as Volume.values lie; uint8 where they fit, else uint16. The same
+    planes give the same bytes.
+    """
+    import nibabel
+
+    canonical = nibabel.as_closest_canonical(volume.image)
+    there = nibabel.io_orientation(volume.image.affine)
+    here = nibabel.io_orientation(canonical.affine)
+    turned = nibabel.apply_orientation(planes.transpose(2, 1, 0), nibabel.orientations.ornt_transform(here, there))
+    data = np.ascontiguousarray(turned, np.uint8 if planes.max(initial=0) < 256 else np.uint16)
+    header = volume.image.header.copy()
+    header.set_data_dtype(data.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_max"] = header["cal_min"] = 0
+    made = type(volume.image)(data, volume.image.affine, header)
+    return gzip.compress(made.to_bytes(), 6, mtime=0)
+
+
+def same_space(first: Volume, second: Volume) -> str:
+    """Say how two volumes lie apart; nothing where they share shape and, to a thousandth of a voxel, affine."""
+    if first.image.shape != second.image.shape:
+        shapes = (" x ".join(map(str, one.image.shape)) for one in (second, first))
+        return "{} voxels for {}".format(*shapes)
+    spacing = np.linalg.norm(first.affine[:3, :3], axis=0).min()
+    corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+    corners[:, :3] *= np.array(first.image.shape)
+    apart = np.abs(corners @ (first.affine - second.affine).T).max()
+    return f"an affine that lies up to {apart:.3g} mm apart" if apart > 1e-3 * spacing * max(first.image.shape) else ""
+
+
+def _opened(content: bytes, *, header_only: bool = False) -> Any:
+    import nibabel
+
+    try:
+        if content[:2] == b"\x1f\x8b":
+            content = (
+                zlib.decompressobj(31).decompress(content, _HEADER_BYTES) if header_only else gzip.decompress(content)
+            )
+        kind = nibabel.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
+        return kind.from_bytes(content)
+    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, OSError, EOFError,
+            zlib.error, ValueError, nibabel.wrapstruct.WrapStructError) as error:  # fmt: skip
+        raise FaultyFile("no NIfTI", "a NIfTI file, .nii or .nii.gz", str(error), "fetch it again") from error
+
+
+def _canonical_shape(image: Any) -> tuple[int, int, int]:
+    import nibabel
+
+    if len(image.shape) != 3:
+        shape = " x ".join(map(str, image.shape))
+        raise FaultyFile("other axes", "a volume of three axes", shape, "give one volume a file")
+    axes = nibabel.io_orientation(image.affine)[:, 0]
+    if np.isnan(axes).any():
+        raise FaultyFile("no orientation", "an affine of three axes", "one that loses an axis", "mend its header")
+    along = dict(zip(axes.astype(int).tolist(), image.shape, strict=True))
+    return along[0], along[1], along[2]
