@@ -534,6 +534,9 @@ class ComputeSettings(Settings):
     """Threads of one process; 0: one a core. Part of what makes two runs equal."""
     workers: int = Field(default=-1, ge=-1)
     """Loader processes; -1: chosen for the device; never changes a result."""
+    scheduler: str = ""
+    """Dask scheduler (tcp://host:port, or its file) over whose workers images and slides are predicted; they must see
+    this folder under the same path. Empty: in this process. Never changes a result."""
 
 
 class Config(Settings):

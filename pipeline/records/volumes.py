@@ -21,8 +21,8 @@ _HEADER_BYTES = 1024
 class Volume:
     """A volume seen from the front, planes from the feet to the head.
 
-    values: (planes, height, width): rows from back to front, columns from left to right (the closest to RAS that turns
-    and mirrors of the file's axes give); image: nibabel's, as it is in the file.
+    values: (planes, height, width): rows from front to back, columns from left to right (as near to that as turns and
+    mirrors of the file's axes bring it); image: nibabel's, as it is in the file.
     """
 
     values: np.ndarray
@@ -50,7 +50,7 @@ def read_volume(content: bytes) -> Volume:
         values = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise FaultyFile("damaged volume", "a whole NIfTI file", str(error), "fetch it again") from error
-    return Volume(values.transpose(2, 1, 0), image)
+    return Volume(values.transpose(2, 1, 0)[:, ::-1], image)
 
 
 def grey_levels(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
@@ -85,7 +85,9 @@ def encode_like(volume: Volume, planes: np.ndarray) -> bytes:
     canonical = nibabel.as_closest_canonical(volume.image)
     there = nibabel.io_orientation(volume.image.affine)
     here = nibabel.io_orientation(canonical.affine)
-    turned = nibabel.apply_orientation(planes.transpose(2, 1, 0), nibabel.orientations.ornt_transform(here, there))
+    turned = nibabel.apply_orientation(
+        planes[:, ::-1].transpose(2, 1, 0), nibabel.orientations.ornt_transform(here, there)
+    )
     data = np.ascontiguousarray(turned, np.uint8 if planes.max(initial=0) < 256 else np.uint16)
     header = volume.image.header.copy()
     header.set_data_dtype(data.dtype)

@@ -18,7 +18,11 @@ from pipeline.records import manifest as manifests
 from pipeline.records.files import file_hash, write_json
 from pipeline.records.paths import Paths
 
-NEVER_CHANGES_A_RESULT = {"compute": ("workers",), "train": ("cache_megabytes", "track"), "submit": ("message",)}
+NEVER_CHANGES_A_RESULT = {
+    "compute": ("workers", "scheduler"),
+    "train": ("cache_megabytes", "track"),
+    "submit": ("message",),
+}
 """Settings left out of the comparison that decides whether a stage is redone."""
 
 _ABSENT = "absent"

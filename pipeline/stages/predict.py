@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.config import Config, load_config
+from pipeline.records.case import Case
 from pipeline.records.files import write_bytes, write_text
 from pipeline.records.objects import FILE as OBJECTS
 from pipeline.records.objects import write_objects
@@ -24,6 +26,7 @@ from pipeline.records.split import read_parts
 
 if TYPE_CHECKING:
     from pipeline.inference import Ensemble, Predictor
+    from pipeline.pairs import Pairs
     from pipeline.trained import TrainedRun
 
 
@@ -37,33 +40,61 @@ def run(config: Config, paths: Paths) -> list[str]:
     """Predict what has no map yet."""
     from tqdm import tqdm
 
+    from pipeline.fan_out import in_order
     from pipeline.inference import ClassPredictor
-    from pipeline.outputs import to_pixels
-    from pipeline.pairs import Pairs
-    from pipeline.records.rasters import read_image, write_png, write_probabilities
+    from pipeline.records.rasters import read_image
     from pipeline.trained import open_run
 
     trained = open_run(paths.train)
-    pairs = Pairs(trained.config, paths)
-    predict = trained.predictor(config.predict, trained.compute_here(config.compute))
     parts = read_parts(paths)
     cases = parts["test"] + parts["unlabelled"]
     counts = f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images"
     if trained.outputs.is_class:
+        predict = trained.predictor(config.predict, trained.compute_here(config.compute))
         assert isinstance(predict, ClassPredictor)
         bar = tqdm(cases, desc="predict", unit="image", disable=None)
         rows = predict.classify(read_image(paths.image(case.image)) for case in bar)
         _write_classes(paths.classes, zip((case.case_id for case in cases), rows, strict=True), trained)
         return [f"{counts}, the probabilities of their classes in {paths.classes}"]
-    for case in tqdm(cases, desc="predict", unit="image", disable=None):
-        file = paths.predict / f"{case.case_id}{'.png' if trained.outputs.is_image else '.tif'}"
-        if file.exists():
-            continue
-        if trained.outputs.is_image:
-            write_png(file, to_pixels(predict(pairs.given(case)[0])))
-        else:
-            write_probabilities(file, predict(read_image(paths.image(case.image))))
+    waiting = [case for case in cases if not _map_of(case, paths, trained).exists()]
+    settings = config.model_dump_json()
+    work = [(settings, str(paths.root.absolute()), case) for case in waiting]
+    made = in_order(_predict_case, work, config.compute.scheduler, paths.root)
+    for _ in tqdm(made, desc="predict", unit="image", total=len(work), disable=None):
+        continue
+    _opened.cache_clear()
     return [f"{counts}, one {'image' if trained.outputs.is_image else 'map'} each in {paths.predict}"]
+
+
+def _map_of(case: Case, paths: Paths, trained: TrainedRun) -> Path:
+    return paths.predict / f"{case.case_id}{'.png' if trained.outputs.is_image else '.tif'}"
+
+
+@lru_cache(maxsize=1)
+def _opened(settings: str, root: str) -> tuple[Paths, TrainedRun, Predictor | Ensemble, Pairs]:
+    """What a process needs for case after case; settings: the config as JSON, root: of the project."""
+    from pipeline.pairs import Pairs
+    from pipeline.trained import open_run
+
+    config = Config.model_validate_json(settings)
+    paths = Paths.of(config, Path(root))
+    trained = open_run(paths.train)
+    predict = trained.predictor(config.predict, trained.compute_here(config.compute))
+    return paths, trained, predict, Pairs(trained.config, paths)
+
+
+def _predict_case(task: tuple[str, str, Case]) -> None:
+    """Write the map, or the made image, of one case; task: settings and root as _opened takes them, and the case."""
+    from pipeline.outputs import to_pixels
+    from pipeline.records.rasters import read_image, write_png, write_probabilities
+
+    settings, root, case = task
+    paths, trained, predict, pairs = _opened(settings, root)
+    file = _map_of(case, paths, trained)
+    if trained.outputs.is_image:
+        write_png(file, to_pixels(predict(pairs.given(case)[0])))
+    else:
+        write_probabilities(file, predict(read_image(paths.image(case.image))))
 
 
 def _write_classes(file: Path, rows: Iterable[tuple[str, np.ndarray]], trained: TrainedRun) -> None:
@@ -102,7 +133,8 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     volumes = _volumes_of(images)
     if volumes:
-        return _predict_volumes(volumes, predict, trained, out)
+        _predict_volumes(volumes, predict, trained, out)
+        return
     readings = Readings(images, "predict")
     classified: list[tuple[str, np.ndarray]] = []
     objects: list[tuple[str, int, str, float]] = []
@@ -178,11 +210,8 @@ def predict_slides(
     overrides: settings of predict and compute. A slide is read and written block by block; a killed run carries on.
     Raises ValueError for a run that makes no masks, and, after all others were written, with every slide that failed.
     """
-    from pipeline.records.findings import FaultyFile
-    from pipeline.records.slides import View, open_slide
-    from pipeline.slide_prediction import predict_slide
-    from pipeline.stains import load as load_normaliser
-    from pipeline.trained import STAIN, named_run
+    from pipeline.fan_out import in_order
+    from pipeline.trained import named_run
 
     trained = named_run(run)
     if trained.outputs.is_image or trained.outputs.is_class:
@@ -199,28 +228,51 @@ def predict_slides(
         raise ValueError(f"{slides}: expected slides of different names without suffix, found {found}")
     if trained.outputs.object_classes:
         print("noted: what is written of slides does not tell the classes of objects; predict --images does")
-    normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
+    scheduler = load_config(None, [*overrides]).compute.scheduler
+    run_folder, here = str(trained.folder.absolute()), str(out.absolute())
+    out.mkdir(parents=True, exist_ok=True)
+    work = [(run_folder, str(file.absolute()), here, mpp, tuple(overrides)) for file in files]
     faults = []
-    for file in files:
-        try:
-            with open_slide(file) as slide:
-                view = View(slide) if mpp is None else View.at(slide, mpp)
-                predict = _with_settings(trained, overrides, quick_engine=True)
-                done = predict_slide(
-                    view, predict, trained.outputs, trained.thresholds(), out, file.stem, normaliser
-                )  # fmt: skip
-        except (FaultyFile, ValueError) as error:
-            faults.append(f"{file}: {error}")
-            continue
-        counted = "" if done.objects is None else f", {done.objects:,} objects"
-        cut = f"; {done.cut} very large piece(s) of foreground were cut" if done.cut else ""
-        print(
-            f"{file.name}: {view.height} x {view.width} pixels{counted}; {done.tissue} of {done.blocks} blocks hold "
-            f"tissue{cut}"
-        )
+    for told, fault in in_order(_predict_slide, work, scheduler, out):
+        if fault:
+            faults.append(fault)
+        else:
+            print(told, flush=True)
     print(f"Written: {len(files) - len(faults)} of {len(files)} slides to {out}")
     if faults:
         raise ValueError(f"{len(faults)} of {len(files)} slides failed:\n" + "\n".join(f"  {it}" for it in faults))
+
+
+def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) -> tuple[str, str]:
+    """Segment one slide; return what became of it, and why it failed where it did.
+
+    task: folder of the run, slide, folder that is written to, microns per pixel, overrides.
+    """
+    from pipeline.records.findings import FaultyFile
+    from pipeline.records.slides import View, open_slide
+    from pipeline.slide_prediction import predict_slide
+    from pipeline.stains import load as load_normaliser
+    from pipeline.trained import STAIN, open_run
+
+    folder, slide_file, out, mpp, overrides = task
+    trained, file = open_run(Path(folder)), Path(slide_file)
+    normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
+    try:
+        with open_slide(file) as slide:
+            view = View(slide) if mpp is None else View.at(slide, mpp)
+            # Anew for each slide, whose light it learns.
+            predict = _with_settings(trained, overrides, quick_engine=True)
+            done = predict_slide(
+                view, predict, trained.outputs, trained.thresholds(), Path(out), file.stem, normaliser
+            )  # fmt: skip
+    except (FaultyFile, ValueError) as error:
+        return "", f"{file}: {error}"
+    counted = "" if done.objects is None else f", {done.objects:,} objects"
+    cut = f"; {done.cut} very large piece(s) of foreground were cut" if done.cut else ""
+    return (
+        f"{file.name}: {view.height} x {view.width} pixels{counted}; {done.tissue} of {done.blocks} blocks hold "
+        f"tissue{cut}"
+    ), ""
 
 
 def _with_settings(

@@ -96,7 +96,7 @@ def test_planes_run_from_feet_to_head_and_columns_from_left_to_right(tmp_path: P
         )
         nibabel.save(image.as_reoriented(turn), tmp_path / "a.nii")
         seen = read_volume((tmp_path / "a.nii").read_bytes()).values
-        assert seen.shape == (6, 5, 4) and np.argwhere(seen).tolist() == [[5, 0, 3]]
+        assert seen.shape == (6, 5, 4) and np.argwhere(seen).tolist() == [[5, 4, 3]]
 
 
 def test_grey_levels_follow_the_window_or_the_percentiles() -> None:
