@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.config import ComputeSettings
 from pipeline.networks.depthwise import train_depthwise_in_float32
+from pipeline.torchrun import processes
 
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -29,8 +30,13 @@ def freeze(compute: ComputeSettings) -> ComputeSettings:
         )
     if device == "mps" and not torch.backends.mps.is_available():
         raise ValueError("compute.device: expected Apple's mps, found none; take compute.device=cpu")
+    started = processes()
+    if started and compute.devices != started.count:
+        raise ValueError(
+            f"compute.devices: expected {started.count}, the processes that torchrun started, found {compute.devices}"
+        )
     available = torch.cuda.device_count() if device == "cuda" else compute.devices
-    if compute.devices > available:
+    if (started.here if started else compute.devices) > available:
         raise ValueError(f"compute.devices: expected at most {available} here, found {compute.devices}")
     precision = compute.precision
     if precision == "auto":

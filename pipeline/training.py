@@ -25,6 +25,7 @@ from pipeline.config import IMAGE_TASKS, ComputeSettings, Config, TrainSettings,
 from pipeline.inference import Predictor, predictor_of
 from pipeline.records.files import write_bytes, write_text
 from pipeline.tasks.players import NETWORK, Player
+from pipeline.torchrun import processes
 from pipeline.trained import BEST, FROZEN
 
 LAST, HISTORY = "last.pt", "history.csv"
@@ -73,16 +74,25 @@ def fit(build: Callable[[Config], Task], config: Config, activation: str, folder
     compute = frozen.compute
     # Its one message repeats what the stage has just said of device and precision.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    fabric_of(compute).launch(_fit_in_process, build, frozen, activation, folder)  # type: ignore[arg-type]
+    fabric = fabric_of(compute)
+    if processes():
+        # torchrun has started the others; each goes on from here, once the folder is what the first made it.
+        fabric.launch()
+        fabric.barrier()
+        _fit_in_process(fabric, build, frozen_config(config, folder), activation, folder)
+    else:
+        fabric.launch(_fit_in_process, build, frozen, activation, folder)  # type: ignore[arg-type]
     return read_frozen(folder)
 
 
 def fabric_of(compute: ComputeSettings) -> Fabric:
     """Return what runs the loop on the device, in its numbers; every automatic choice is made already."""
+    started = processes()
     return Fabric(
         accelerator=compute.device,
-        devices=compute.devices,
-        strategy="ddp_spawn" if compute.devices > 1 else "auto",
+        devices=started.here if started else compute.devices,
+        num_nodes=started.count // started.here if started else 1,
+        strategy="ddp" if started else "ddp_spawn" if compute.devices > 1 else "auto",
         precision=device.FABRIC_PRECISION[compute.precision],  # type: ignore[arg-type]
     )
 
@@ -109,7 +119,8 @@ def _fit_in_process(
     if config.compute.device == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-    if not (folder / FROZEN).exists():
+    # One process looks for all: the others might look after it has written.
+    if fabric.broadcast(not (folder / FROZEN).exists()):
         steps = config.train.steps
         if config.train.minutes is not None:
             steps = fabric.broadcast(calibrate(fabric, build(config), config, activation))

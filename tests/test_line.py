@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import load_config
 from pipeline.metrics.competition import score_submission
@@ -218,23 +219,70 @@ def test_an_ensemble_is_the_mean_of_its_members_and_goes_to_the_end(root: Path) 
     assert "expected" in refused
 
 
-def test_two_processes_train_together(root: Path) -> None:
-    """Two CPU processes over gloo share the batch and end with one set of weights."""
-    run(
-        root,
-        "train",
-        "-c",
-        "tiny.yaml",
-        "run=two",
-        "compute.devices=2",
-        "compute.device=cpu",
-        # Two processes on two cores: threads of their own would wait for each other.
-        "compute.threads=1",
-        "train.steps=4",
-        "train.validations=1",
-    )
-    with (root / "data/train/two/history.csv").open() as stream:
-        assert [row["step"] for row in csv.DictReader(stream)] == ["4"]
+TOGETHER = (
+    "compute.device=cpu", "compute.precision=fp32", "compute.threads=1", "compute.workers=0", "train.validations=1",
+    "train.average=0",
+)  # fmt: skip
+"""Two processes on two cores: threads of their own would wait for each other."""
+
+
+def weights_of(root: Path, name: str) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(root / "data/train" / name / "best.pt", weights_only=True)["network"]
+    return weights
+
+
+def torchrun(root: Path, *arguments: str, code: int = 0) -> str:
+    """Start two processes of one command on this machine."""
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pipeline"]
+    done = subprocess.run(
+        [*started, *arguments], cwd=root, env=environment() | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=250,
+    )  # fmt: skip
+    assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_two_processes_train_what_one_does(root: Path) -> None:
+    """With group norm, of 20 steps of the same batches; over gloo, started by torchrun and by the command itself.
+
+    A mean over pixels is the mean of the halves' where both have as many; Dice, a ratio of sums over what a process
+    sees, is not. AdamW makes steps as long as the learning rate out of gradients that are nothing but rounding.
+    """
+    loss = (
+        "train.target=boundary", "train.loss.dice=0", "train.loss.boundary_weight=0", "augment.recipe=none",
+        "train.learning_rate=0.0001",
+    )  # fmt: skip
+    settings = ("-c", "tiny.yaml", *TOGETHER, *loss, "train.network.normalisation=group", "train.steps=20")
+    run(root, "train", *settings, "run=one", "--with-needs")
+    run(root, "train", *settings, "run=spawned", "compute.devices=2")
+    printed = torchrun(root, "train", *settings, "run=launched", "compute.devices=2")
+    assert printed.count("20 steps on") == 1
+    one = weights_of(root, "one")
+    for name in ("spawned", "launched"):
+        other = weights_of(root, name)
+        assert other.keys() == one.keys()
+        apart = torch.cat([(one[key] - other[key]).abs().flatten() for key in one])
+        assert float(apart.max()) < 1e-4 and float(apart.mean()) < 5e-6
+    assert (root / "data/train/launched/thresholds.json").exists()
+    assert "nothing to do" in torchrun(root, "train", *settings, "run=launched", "compute.devices=2")
+
+
+def test_batch_norm_over_two_processes_is_as_good(root: Path) -> None:
+    """Each process has statistics of its half of the batch; what is kept is the first one's."""
+    settings = ("-c", "tiny.yaml", *TOGETHER, "train.steps=48", "train.batch=8")
+    scores = {}
+    for name, devices in (("alone", 1), ("both", 2)):
+        run(root, "evaluate", *settings, f"run={name}", f"compute.devices={devices}", "--with-needs")
+        metrics = json.loads((root / "reports" / name / "metrics.json").read_text())
+        scores[name] = metrics["test"]["dice"]["mean"]
+    assert abs(scores["alone"] - scores["both"]) < 0.02 and scores["alone"] > 0.6
+
+
+def test_torchrun_is_for_training_alone(root: Path) -> None:
+    said = torchrun(root, "evaluate", "-c", "tiny.yaml", *TOGETHER, "run=never", "--with-needs", code=2)
+    assert "expected stage train alone" in said
+    said = torchrun(root, "train", "-c", "tiny.yaml", *TOGETHER, "run=never", "train.steps=20", code=2)
+    assert "compute.devices: expected 2, the processes that torchrun started, found 1" in said
 
 
 @pytest.mark.parametrize("target", ["classes", "binary"])

@@ -17,6 +17,7 @@ from pipeline.config import Config, completed
 from pipeline.records import manifest as manifests
 from pipeline.records.files import file_hash, write_json
 from pipeline.records.paths import Paths
+from pipeline.torchrun import processes
 
 NEVER_CHANGES_A_RESULT = {
     "compute": ("workers", "scheduler"),
@@ -134,8 +135,21 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
 
     A complete stage made from the same settings and inputs is skipped. One made from others is set aside under a name
     of its own (and taken back when its settings return), or overwritten under force.
-    Raises StageNotReady where an input is missing and with_needs is off.
+    Of processes that torchrun started the first does all of that; the others train beside it.
+    Raises StageNotReady where an input is missing and with_needs is off, and for torchrun with another stage than train
+    or with needs, which processes would make at once.
     """
+    started = processes()
+    if started is not None:
+        if name != "train" or with_needs:
+            raise StageNotReady("torchrun: expected stage train alone; make what it needs first, `make augment`")
+        if started.rank:
+            for stage in needed_for(name):
+                _require(stage, config, paths)
+            _, wanted, differences = _state(BY_NAME[name], config, paths)
+            if differences and not _aside(BY_NAME[name], paths, manifests.short_name(wanted)).exists():
+                importlib.import_module("pipeline.stages.train").join(config, paths)
+            return
     for stage in needed_for(name):
         if with_needs:
             _run_one(stage, config, paths, force=False)

@@ -86,6 +86,22 @@ def run(config: Config, paths: Paths) -> list[str]:
     ]
 
 
+def join(config: Config, paths: Paths) -> None:
+    """Train beside the process that runs the stage, and leave all writing and choosing to it."""
+    from pipeline.outputs import Outputs
+    from pipeline.pairs import learnable
+    from pipeline.training import fit
+
+    if config.train.seed is not None:
+        config = config.model_copy(update={"seed": config.train.seed})
+    parts = read_parts(paths)
+    outputs = Outputs.of(config, parts["train"] + parts["validation"], paths)
+    if outputs.is_image:
+        parts["train"], parts["validation"] = (learnable(parts[part], config) for part in ("train", "validation"))
+    build = partial(_build, paths=paths, outputs=outputs, training=parts["train"], validation=parts["validation"])
+    fit(build, config, outputs.activation, paths.train)
+
+
 def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherited: Seen) -> list[str]:
     """Take other runs as one: the mean of their maps, with thresholds of its own.
 
