@@ -349,6 +349,12 @@ def versions_of(player: Player) -> str:
         return str(failed)
 
 
+def cores(most: int = 2) -> int:
+    """Return how many threads a side takes: the cores that this process may use, and no more than most."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(most, allowed)
+
+
 def here(name: str, script: Path, threads: int, **variant: Any) -> Side:
     """Return a side that runs in this environment and may import the pipeline."""
     return Side(name, Path(sys.executable), script, threads, variant, importable=Path(__file__).parents[2])
