@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.benchmarks.timing import (
     Process,
     Row,
     SideFailed,
+    cores,
     here,
     hold,
     rows_of,
@@ -53,7 +54,7 @@ class Size:
     """How large the work is: side of the image in pixels, threads a side, and the sides of MONAI that take part."""
 
     side: int = 2048
-    threads: int = 2
+    threads: int = field(default_factory=cores)
     compared: tuple[str, ...] = (MONAI, MONAI_BF16)
 
 
