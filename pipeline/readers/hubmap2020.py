@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of
+from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, side_cars
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -51,7 +51,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             case, wrong = _case(case_id, name, of_id.get(case_id), runs[case_id]["encoding"] if labelled else None)
             cases.append(case)
             faults += wrong
-    findings = _side_cars(raw, {case.case_id for case in cases if not case.labelled})
+    findings = side_cars(raw, {case.case_id for case in cases if not case.labelled})
     without = sorted(runs.keys() - {case.case_id for case in cases} - {fault.case_id for fault in faults})
     if without:
         detail = f"{TABLE}: {len(without)} id(s) without an image: {', '.join(without[:3])}"
@@ -83,12 +83,3 @@ def _case(case_id: str, name: str, row: dict[str, str] | None, runs: str | None)
         size=size,
         windowed=True,
     ), faults
-
-
-def _side_cars(raw: RawFolder, test: set[str]) -> list[Finding]:
-    paths = [PurePosixPath(name) for name in raw.files()]
-    return [
-        Finding(path.stem, "noted", "label of a test image", f"{path}: labels of test images are left unread")
-        for path in paths
-        if path.stem in test and path.suffix.lower() in (".json", ".geojson", ".npy")
-    ]

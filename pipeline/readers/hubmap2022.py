@@ -11,10 +11,8 @@ pixels show. Label files of test images, wherever they lie, are left unread. Sou
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of
+from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, side_cars
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -60,7 +58,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         if without:
             detail = f"{table}: {len(without)} id(s) without an image: {', '.join(without[:3])}"
             findings.append(Finding("", "noted", "row without image", detail))
-    findings += _side_cars(raw, {case.case_id for case in cases if not case.labelled})
+    findings += side_cars(raw, {case.case_id for case in cases if not case.labelled})
     sample = f"{root}{SAMPLE}"
     return RawDataset(tuple(cases), tuple(faults), tuple(findings), sample if sample in raw else None, "semantic")
 
@@ -87,13 +85,3 @@ def _case(case_id: str, name: str, row: dict[str, str], table: str, *, labelled:
         mpp=mpp,
         size=(int(height), int(width)) if height and width else None,
     ), faults
-
-
-def _side_cars(raw: RawFolder, test: set[str]) -> list[Finding]:
-    """Files that could hold the answer for a test image: found, told, never read."""
-    paths = [PurePosixPath(name) for name in raw.files()]
-    return [
-        Finding(path.stem, "noted", "label of a test image", f"{path}: labels of test images are left unread")
-        for path in paths
-        if path.stem in test and path.suffix.lower() in (".json", ".geojson", ".npy")
-    ]

@@ -200,6 +200,16 @@ def images_of(raw: RawFolder, folder: str) -> tuple[dict[str, str], list[Fault]]
     ]
 
 
+def side_cars(raw: RawFolder, test: Set[str]) -> list[Finding]:
+    """Tell of files that could hold the answer for a test image, which are never read."""
+    paths = [PurePosixPath(name) for name in raw.files()]
+    return [
+        Finding(path.stem, "noted", "label of a test image", f"{path}: labels of test images are left unread")
+        for path in paths
+        if path.stem in test and path.suffix.lower() in (".json", ".geojson", ".npy")
+    ]
+
+
 def with_groups(dataset: RawDataset, raw: RawFolder, settings: IngestSettings) -> RawDataset:
     """Give cases the groups (and strata) of ingest.group_csv or ingest.group_pattern; faults where a case gets none."""
     if settings.group_csv is None and settings.group_pattern is None:
