@@ -14,8 +14,6 @@ from pipeline.records.files import write_text
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-RETRIES = 3
-"""How often an item is begun again whose worker died."""
 AHEAD = 4
 """Items a worker thread that are handed out before the first result is taken."""
 PATIENCE_S = 30
@@ -55,7 +53,7 @@ def in_order(
         try:
             while True:
                 while len(waiting) < most and (item := next(left, None)) is not None:
-                    waiting.append((item, client.submit(work, item, retries=RETRIES, pure=False)))
+                    waiting.append((item, client.submit(work, item, pure=False)))
                 if not waiting:
                     return
                 item, future = waiting.popleft()
@@ -75,6 +73,11 @@ def _check_workers(client: Any, scheduler: str, folder: Path) -> None:
     """Refuse workers that see another folder: their results would be lost."""
     if not client.nthreads():
         raise ValueError(f"compute.scheduler={scheduler}: expected workers, found none; start some with `dask worker`")
+    if crowded := sorted(worker for worker, threads in client.nthreads().items() if threads > 1):
+        raise ValueError(
+            f"compute.scheduler={scheduler}: expected workers of one thread, since a network serves one image at a "
+            f"time, found {len(crowded)} of several ({', '.join(crowded[:3])}); give `dask worker --nthreads 1`"
+        )
     token = folder / f".seen-{os.getpid()}-{uuid.uuid4().hex}"
     write_text(token, token.name)
     try:

@@ -22,7 +22,7 @@ from pipeline.networks import build_network
 from pipeline.outputs import Outputs
 from pipeline.records.files import write_json, write_text
 from pipeline.records.paths import Paths
-from pipeline.stages.predict import predict_slides
+from pipeline.stages.predict import _opened, predict_slides
 
 # Workers do not know this module; what it defines goes to them by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -54,6 +54,13 @@ def written_by_a_mortal(task: tuple[str, int]) -> int:
     return written(task)
 
 
+def counted_and_refused(file: str) -> None:
+    """Tell each try by a letter."""
+    with Path(file).open("a") as stream:
+        stream.write("x")
+    raise ValueError("refused")
+
+
 def refused(task: int) -> int:
     """Take every number but three."""
     if task == 3:
@@ -82,6 +89,39 @@ def test_an_error_names_its_item(cluster: LocalCluster, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="three is refused") as told:
         list(in_order(refused, range(6), cluster.scheduler_address, tmp_path))
     assert told.value.__notes__ == ["while a worker had 3"]
+
+
+def test_what_is_refused_is_tried_once(cluster: LocalCluster, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refused"):
+        list(in_order(counted_and_refused, [str(tmp_path / "tries")], cluster.scheduler_address, tmp_path))
+    assert (tmp_path / "tries").read_text() == "x"
+
+
+def test_workers_of_several_threads_are_refused(tmp_path: Path) -> None:
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None, host="127.0.0.1"
+        ) as crowded,
+        pytest.raises(ValueError, match=r"expected workers of one thread.*--nthreads 1"),
+    ):
+        list(in_order(refused, range(2), crowded.scheduler_address, tmp_path))
+
+
+def test_what_a_process_keeps_open_belongs_to_one_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Run:
+        config = load_config(None, [])
+
+        def predictor(self, *_: object) -> object:
+            return object()
+
+        def compute_here(self, compute: object) -> object:
+            return compute
+
+    monkeypatch.setattr("pipeline.trained.open_run", lambda _: Run())
+    monkeypatch.setattr("pipeline.pairs.Pairs", lambda *_: None)
+    settings = load_config(None, []).model_dump_json()
+    first, same, later = (_opened(settings, str(tmp_path), call)[2] for call in ("a", "a", "b"))
+    assert first is same and later is not first
 
 
 def test_no_scheduler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

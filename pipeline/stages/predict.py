@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import uuid
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -58,7 +59,9 @@ def run(config: Config, paths: Paths) -> list[str]:
         return [f"{counts}, the probabilities of their classes in {paths.classes}"]
     waiting = [case for case in cases if not _map_of(case, paths, trained).exists()]
     settings = config.model_dump_json()
-    work = [(settings, str(paths.root.absolute()), case) for case in waiting]
+    # A worker that outlives a training must not go on with the weights that it has open.
+    call = uuid.uuid4().hex
+    work = [(settings, str(paths.root.absolute()), call, case) for case in waiting]
     made = in_order(_predict_case, work, config.compute.scheduler, paths.root)
     for _ in tqdm(made, desc="predict", unit="image", total=len(work), disable=None):
         continue
@@ -71,8 +74,8 @@ def _map_of(case: Case, paths: Paths, trained: TrainedRun) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _opened(settings: str, root: str) -> tuple[Paths, TrainedRun, Predictor | Ensemble, Pairs]:
-    """What a process needs for case after case; settings: the config as JSON, root: of the project."""
+def _opened(settings: str, root: str, call: str) -> tuple[Paths, TrainedRun, Predictor | Ensemble, Pairs]:
+    """What a process needs for case after case; settings: the config as JSON, root: of the project, call: to run."""
     from pipeline.pairs import Pairs
     from pipeline.trained import open_run
 
@@ -83,13 +86,13 @@ def _opened(settings: str, root: str) -> tuple[Paths, TrainedRun, Predictor | En
     return paths, trained, predict, Pairs(trained.config, paths)
 
 
-def _predict_case(task: tuple[str, str, Case]) -> None:
-    """Write the map, or the made image, of one case; task: settings and root as _opened takes them, and the case."""
+def _predict_case(task: tuple[str, str, str, Case]) -> None:
+    """Write the map, or the made image, of one case; task: what _opened takes, and the case."""
     from pipeline.outputs import to_pixels
     from pipeline.records.rasters import read_image, write_png, write_probabilities
 
-    settings, root, case = task
-    paths, trained, predict, pairs = _opened(settings, root)
+    settings, root, call, case = task
+    paths, trained, predict, pairs = _opened(settings, root, call)
     file = _map_of(case, paths, trained)
     if trained.outputs.is_image:
         write_png(file, to_pixels(predict(pairs.given(case)[0])))
