@@ -25,7 +25,7 @@ from pipeline.config import IMAGE_TASKS, ComputeSettings, Config, TrainSettings,
 from pipeline.inference import Predictor, predictor_of
 from pipeline.records.files import write_bytes, write_text
 from pipeline.tasks.players import NETWORK, Player
-from pipeline.torchrun import processes
+from pipeline.torchrun import processes, tell_others
 from pipeline.trained import BEST, FROZEN
 
 LAST, HISTORY = "last.pt", "history.csv"
@@ -75,7 +75,9 @@ def fit(build: Callable[[Config], Task], config: Config, activation: str, folder
     # Its one message repeats what the stage has just said of device and precision.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = fabric_of(compute)
-    if processes():
+    if started := processes():
+        if not started.rank:
+            tell_others(trains=True)
         # torchrun has started the others; each goes on from here, once the folder is what the first made it.
         fabric.launch()
         fabric.barrier()

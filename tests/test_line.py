@@ -265,6 +265,11 @@ def test_two_processes_train_what_one_does(root: Path) -> None:
         assert float(apart.max()) < 1e-4 and float(apart.mean()) < 5e-6
     assert (root / "data/train/launched/thresholds.json").exists()
     assert "nothing to do" in torchrun(root, "train", *settings, "run=launched", "compute.devices=2")
+    before = weights_of(root, "launched")
+    printed = torchrun(root, "train", "--force", *settings, "run=launched", "compute.devices=2")
+    assert "asked for with --force" in printed and printed.count("20 steps on") == 1
+    after = weights_of(root, "launched")
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_batch_norm_over_two_processes_is_as_good(root: Path) -> None:
