@@ -535,8 +535,9 @@ class ComputeSettings(Settings):
     workers: int = Field(default=-1, ge=-1)
     """Loader processes; -1: chosen for the device; never changes a result."""
     scheduler: str = ""
-    """Dask scheduler (tcp://host:port, or its file) over whose workers images and slides are predicted; they must see
-    this folder under the same path. Empty: in this process. Never changes a result."""
+    """Dask scheduler (tcp://host:port, or its file) over whose workers of one thread each stage predict makes maps and
+    --slides are segmented; they must see this folder under the same path. Empty: in this process. Never changes a
+    result."""
 
 
 class Config(Settings):

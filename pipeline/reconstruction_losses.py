@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ReconstructionSettings
 from pipeline.networks.autoencoders import Code, activation_of
+from pipeline.whole_batch import whole_batch
 
 CYCLES = 4
 """How often beta rises in a training, where it cycles (Fu 2019, arXiv:1903.10145)."""
@@ -89,7 +90,7 @@ class ReconstructionLoss(nn.Module):
                 terms["ssim"] = self.structure(output_image(logits, self.activation), target)
             if self.kind == "sparse":
                 assert code is not None
-                terms["sparsity"] = SPARSITY[self.settings.sparsity](code.values.float(), self.settings)
+                terms["sparsity"] = SPARSITY[self.settings.sparsity](whole_batch(code.values.float()), self.settings)
             elif self.kind == "variational":
                 assert code is not None and code.mean is not None and code.log_variance is not None
                 divergence = divergence_from_standard_normal(code.mean.float(), code.log_variance.float())

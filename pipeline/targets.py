@@ -111,8 +111,10 @@ def _edge_distance(label: np.ndarray, foreground: np.ndarray) -> np.ndarray:
 
 def _distances(inside: np.ndarray) -> np.ndarray:
     """Distance in pixels to the nearest 0, (height, width) float32, of a (height, width) uint8 raster."""
-    # OpenCV's last bits depend on where in memory the raster lies; square roots of whole numbers are further apart.
-    return cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).round(3)
+    distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # OpenCV's last bits depend on where in memory the raster lies. Squares of distances are whole numbers, and it is
+    # right to half of one up to 700 pixels; rounding the distance itself would leave those that lie on an edge.
+    return np.sqrt(np.rint(np.square(distance)))
 
 
 def _differs_from_neighbour(label: np.ndarray) -> np.ndarray:

@@ -25,8 +25,9 @@ from pipeline.config import IMAGE_TASKS, ComputeSettings, Config, TrainSettings,
 from pipeline.inference import Predictor, predictor_of
 from pipeline.records.files import write_bytes, write_text
 from pipeline.tasks.players import NETWORK, Player
-from pipeline.torchrun import processes
+from pipeline.torchrun import processes, tell_others
 from pipeline.trained import BEST, FROZEN
+from pipeline.whole_batch import share_statistics
 
 LAST, HISTORY = "last.pt", "history.csv"
 CHECKPOINT_SECONDS = 60.0
@@ -75,7 +76,9 @@ def fit(build: Callable[[Config], Task], config: Config, activation: str, folder
     # Its one message repeats what the stage has just said of device and precision.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = fabric_of(compute)
-    if processes():
+    if started := processes():
+        if not started.rank:
+            tell_others(trains=True)
         # torchrun has started the others; each goes on from here, once the folder is what the first made it.
         fabric.launch()
         fabric.barrier()
@@ -253,6 +256,7 @@ class Loop:
             if "not enough memory" in str(error) or "can't allocate memory" in str(error):
                 raise TrainingFailed(self._out_of_memory(str(error))) from error
             raise
+        share_statistics(player.module for player in self.task.players.values())
         if self.settings.average:
             self.averaged.update_parameters(self.trained)
         return losses

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cloudpickle
@@ -17,12 +18,14 @@ import torch
 from distributed import LocalCluster
 
 from pipeline.config import dump_config, load_config
-from pipeline.fan_out import in_order
+from pipeline.fan_out import ItemFailed, _checked, in_order
 from pipeline.networks import build_network
 from pipeline.outputs import Outputs
+from pipeline.records.case import Case
 from pipeline.records.files import write_json, write_text
 from pipeline.records.paths import Paths
-from pipeline.stages.predict import _opened, predict_slides
+from pipeline.stages import predict
+from pipeline.stages.predict import predict_slides
 
 # Workers do not know this module; what it defines goes to them by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -54,18 +57,32 @@ def written_by_a_mortal(task: tuple[str, int]) -> int:
     return written(task)
 
 
-def counted_and_refused(file: str) -> None:
-    """Tell each try by a letter."""
-    with Path(file).open("a") as stream:
-        stream.write("x")
-    raise ValueError("refused")
-
-
-def refused(task: int) -> int:
-    """Take every number but three."""
-    if task == 3:
+def refused(task: tuple[str, int]) -> int:
+    """Take every number but three, and write down each try."""
+    folder, number = task
+    with (Path(folder) / "tries").open("a") as stream:
+        stream.write(f"{number}\n")
+    if number == 3:
         raise ValueError("three is refused")
-    return task
+    return number
+
+
+def named(task: tuple[str, int]) -> str:
+    return f"number {task[1]}"
+
+
+def predict_case(task: tuple[str, str, str, Case]) -> None:
+    """Write the map of a case as stage predict does."""
+    predict._predict_case(task)
+
+
+def predict_case_by_a_mortal(task: tuple[str, str, str, Case]) -> None:
+    """The same, but the worker that first comes to a tenth map is killed before it."""
+    marker = Path(task[1]) / "died"
+    if len(list((Path(task[1]) / "data/predict/tiny").glob("*.tif"))) >= 9 and not marker.exists():
+        marker.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    predict._predict_case(task)
 
 
 def test_results_come_in_order_from_this_process_or_workers(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -85,55 +102,46 @@ def test_a_worker_that_dies_loses_nothing(cluster: LocalCluster, tmp_path: Path)
     assert all((tmp_path / f"{number}.txt").read_text() == f"{number}\n" for number in range(12))
 
 
-def test_an_error_names_its_item(cluster: LocalCluster, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="three is refused") as told:
-        list(in_order(refused, range(6), cluster.scheduler_address, tmp_path))
-    assert told.value.__notes__ == ["while a worker had 3"]
-
-
-def test_what_is_refused_is_tried_once(cluster: LocalCluster, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="refused"):
-        list(in_order(counted_and_refused, [str(tmp_path / "tries")], cluster.scheduler_address, tmp_path))
-    assert (tmp_path / "tries").read_text() == "x"
-
-
-def test_workers_of_several_threads_are_refused(tmp_path: Path) -> None:
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None, host="127.0.0.1"
-        ) as crowded,
-        pytest.raises(ValueError, match=r"expected workers of one thread.*--nthreads 1"),
-    ):
-        list(in_order(refused, range(2), crowded.scheduler_address, tmp_path))
-
-
-def test_what_a_process_keeps_open_belongs_to_one_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Run:
-        config = load_config(None, [])
-
-        def predictor(self, *_: object) -> object:
-            return object()
-
-        def compute_here(self, compute: object) -> object:
-            return compute
-
-    monkeypatch.setattr("pipeline.trained.open_run", lambda _: Run())
-    monkeypatch.setattr("pipeline.pairs.Pairs", lambda *_: None)
-    settings = load_config(None, []).model_dump_json()
-    first, same, later = (_opened(settings, str(tmp_path), call)[2] for call in ("a", "a", "b"))
-    assert first is same and later is not first
+def test_an_error_names_its_item_and_is_not_tried_again(cluster: LocalCluster, tmp_path: Path) -> None:
+    items = [(str(tmp_path), number) for number in range(6)]
+    for scheduler in ("", cluster.scheduler_address):
+        with pytest.raises(ItemFailed, match=r"^number 3: three is refused$"):
+            list(in_order(refused, items, scheduler, tmp_path, named))
+        assert (tmp_path / "tries").read_text().split().count("3") == 1
+        (tmp_path / "tries").unlink()
+    assert not list(tmp_path.glob(".seen-*"))
 
 
 def test_no_scheduler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.fan_out.PATIENCE_S", 1)
     with pytest.raises(ValueError, match=r"compute\.scheduler=tcp://127\.0\.0\.1:9: expected a Dask scheduler"):
-        list(in_order(refused, range(2), "tcp://127.0.0.1:9"))
+        list(in_order(written, [("", 1)], "tcp://127.0.0.1:9"))
 
 
-def test_workers_that_see_another_folder_are_refused(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_several_threads_are_refused(tmp_path: Path) -> None:
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, host="127.0.0.1",
+            protocol="tcp://", silence_logs=50,
+        ) as cluster,
+        pytest.raises(ValueError, match=r"expected workers of one thread each, found 1 of more.*--nthreads 1"),
+    ):  # fmt: skip
+        list(in_order(written, [(str(tmp_path), 1)], cluster.scheduler_address, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_comes_later_is_asked_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a worker that sees .*share the folder"):
+        _checked(written, (str(tmp_path), 1), str(tmp_path / ".seen-elsewhere"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_that_see_another_folder_are_refused(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.fan_out._reads", lambda file: "")
     with pytest.raises(ValueError, match=r"expected workers that see .* found 2 that do not"):
-        list(in_order(refused, range(2), cluster.scheduler_address))
+        list(in_order(written, [("", 1)], cluster.scheduler_address, tmp_path))
 
 
 def test_slides_are_the_same_bytes_from_workers(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -159,3 +167,32 @@ def test_slides_are_the_same_bytes_from_workers(cluster: LocalCluster, tmp_path:
         for out in ("here", "there")
     )
     assert len(here) > 12 and here == there
+
+
+def test_stage_predict_is_the_same_bytes_though_a_worker_dies_and_a_run_is_trained_anew(
+    cluster: LocalCluster, submitted_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(submitted_run, root, symlinks=True, ignore=shutil.ignore_patterns("predict", "reports"))
+
+    def maps(work: Callable[[tuple[str, str, str, Case]], None], scheduler: str = "") -> dict[str, bytes]:
+        shutil.rmtree(root / "data/predict", ignore_errors=True)
+        monkeypatch.setattr("pipeline.stages.predict._predict_case", work)
+        config = load_config(
+            root / "tiny.yaml", ["compute.threads=1", *([f"compute.scheduler={scheduler}"] if scheduler else [])]
+        )
+        predict.run(config, Paths.of(config, root))
+        return {file.name: file.read_bytes() for file in (root / "data/predict/tiny").iterdir()}
+
+    in_process = predict._predict_case
+    here = maps(in_process)
+    assert len(here) > 20 and maps(predict_case_by_a_mortal, cluster.scheduler_address) == here
+    assert (root / "died").exists()
+    weights = root / "data/train/tiny/best.pt"
+    state = torch.load(weights, weights_only=True)
+    state["network"] = {
+        key: value * 1.5 if value.is_floating_point() else value for key, value in state["network"].items()
+    }
+    torch.save(state, weights)
+    anew = maps(in_process)
+    assert anew != here and maps(predict_case, cluster.scheduler_address) == anew

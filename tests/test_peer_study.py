@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
+import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +293,29 @@ def test_steps_fill_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert Trial(tmp_path, tmp_path, 1.0, 1, 0).steps_that_fit(step, beside_s=10.0) == 100
     assert Trial(tmp_path, tmp_path, 0.001, 1, 0).steps_that_fit(step) == 1
+
+
+def test_scripts_need_nothing_that_their_environments_lack() -> None:
+    """What every script imports of ours is loaded alone, as there, and each distribution that it names is at hand."""
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, pipeline.segmenters.trial; print(*sys.modules)"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    ours = [Path(str(importlib.import_module(name).__file__)) for name in loaded if name.startswith("pipeline.")]
+    named = {
+        name.split(".")[0]
+        for file in ours
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+    }
+    owners = metadata.packages_distributions()
+    found = {owner.lower() for name in named for owner in owners.get(name, ())} - {"stainseg"}
+    assert {"numba", "numpy", "pillow", "scipy"} <= found
+    brought = {"stardist": {"numba", "numpy", "pillow", "scipy"}, "cellpose": {"numba", "numpy", "scipy"}}
+    for name in SEGMENTERS:
+        there = {*peers.PEERS[name]} | {"numpy"} | brought.get(name, set())
+        assert found <= there, f"{name}: {found - there} missing"
 
 
 def test_images_are_reflected_up_to_a_multiple() -> None:

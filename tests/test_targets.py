@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.records.case import IGNORED
-from pipeline.targets import SIGMOID_CHANNELS, border_weights, channels_of, class_planes, fit_target, make_target
+from pipeline.targets import (
+    SIGMOID_CHANNELS,
+    _distances,
+    border_weights,
+    channels_of,
+    class_planes,
+    fit_target,
+    make_target,
+)
 
 
 def two_touching() -> np.ndarray:
@@ -58,6 +66,16 @@ def test_a_small_object_keeps_an_interior() -> None:
         label[2 : 2 + side, 2 : 2 + side] = 1
         (foreground, boundary), _ = make_target(label, "boundary")
         assert (foreground > boundary).any()
+
+
+def test_distance_is_the_same_wherever_the_raster_lies() -> None:
+    """Bit for bit the root of a whole number, where OpenCV's own differs between two places in memory."""
+    side = np.arange(320, dtype=np.float32) ** 2
+    exact = np.sqrt(np.add.outer(side, side))
+    for shift in range(0, 64, 7):
+        inside = np.ones(exact.size + shift, np.uint8)[shift:].reshape(exact.shape)
+        inside[0, 0] = 0
+        np.testing.assert_array_equal(_distances(inside), exact)
 
 
 def test_distance_of_touching_squares() -> None:

@@ -1,7 +1,7 @@
 """What every peer's script shares: the exchanged folder, the clock, the choice on validation, and what it hands back.
 
-It runs in the environments of other libraries: the standard library, NumPy, Pillow and SciPy, and of ours only the
-definition of average precision, so that all choose by the same figure.
+It runs in the environments of other libraries: the standard library, NumPy, Pillow, SciPy and numba, and of ours
+only the definition of average precision, so that all choose by the same figure.
 Reads:  <data>/{train,validation}/{images,labels}/<case_id>.png, <data>/test/images/<case_id>.png
 Writes: <out>/masks/<case_id>.png of the test images (16-bit object ids), and <out>/facts.json last
 """

@@ -17,7 +17,7 @@ from pipeline.config import Config, completed
 from pipeline.records import manifest as manifests
 from pipeline.records.files import file_hash, write_json
 from pipeline.records.paths import Paths
-from pipeline.torchrun import processes
+from pipeline.torchrun import first_trains, processes, tell_others
 
 NEVER_CHANGES_A_RESULT = {
     "compute": ("workers", "scheduler"),
@@ -144,10 +144,7 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
         if name != "train" or with_needs:
             raise StageNotReady("torchrun: expected stage train alone; make what it needs first, `make augment`")
         if started.rank:
-            for stage in needed_for(name):
-                _require(stage, config, paths)
-            _, wanted, differences = _state(BY_NAME[name], config, paths)
-            if differences and not _aside(BY_NAME[name], paths, manifests.short_name(wanted)).exists():
+            if first_trains():
                 importlib.import_module("pipeline.stages.train").join(config, paths)
             return
     for stage in needed_for(name):
@@ -156,6 +153,8 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
         else:
             _require(stage, config, paths)
     _run_one(BY_NAME[name], config, paths, force=force)
+    if started is not None:
+        tell_others(trains=False)
 
 
 def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def run(config: Config, paths: Paths) -> list[str]:
     cases = parts["test"] + parts["unlabelled"]
     counts = f"{len(parts['test'])} test and {len(parts['unlabelled'])} unlabelled images"
     if trained.outputs.is_class:
+        if config.compute.scheduler:
+            print("noted: compute.scheduler is for maps; classes are predicted in this process")
         predict = trained.predictor(config.predict, trained.compute_here(config.compute))
         assert isinstance(predict, ClassPredictor)
         bar = tqdm(cases, desc="predict", unit="image", disable=None)
@@ -58,11 +60,13 @@ def run(config: Config, paths: Paths) -> list[str]:
         _write_classes(paths.classes, zip((case.case_id for case in cases), rows, strict=True), trained)
         return [f"{counts}, the probabilities of their classes in {paths.classes}"]
     waiting = [case for case in cases if not _map_of(case, paths, trained).exists()]
-    settings = config.model_dump_json()
-    # A worker that outlives a training must not go on with the weights that it has open.
-    call = uuid.uuid4().hex
-    work = [(settings, str(paths.root.absolute()), call, case) for case in waiting]
-    made = in_order(_predict_case, work, config.compute.scheduler, paths.root)
+    # Device, numbers and threads are taken here, once: each worker's own choice would give bytes of its own.
+    compute = trained.compute_here(config.compute)
+    settings = config.model_copy(update={"compute": compute}).model_dump_json()
+    # A worker outlives this command: what it holds open is of this one call.
+    call, root = uuid.uuid4().hex, str(paths.root.absolute())
+    work = [(settings, root, call, case) for case in waiting]
+    made = in_order(_predict_case, work, config.compute.scheduler, paths.root, name=lambda task: task[-1].case_id)
     for _ in tqdm(made, desc="predict", unit="image", total=len(work), disable=None):
         continue
     _opened.cache_clear()
@@ -75,7 +79,10 @@ def _map_of(case: Case, paths: Paths, trained: TrainedRun) -> Path:
 
 @lru_cache(maxsize=1)
 def _opened(settings: str, root: str, call: str) -> tuple[Paths, TrainedRun, Predictor | Ensemble, Pairs]:
-    """What a process needs for case after case; settings: the config as JSON, root: of the project, call: to run."""
+    """What a process needs for case after case; settings: the config as JSON, root: of the project.
+
+    call: what the stage's call is told from others by; a run may be trained anew under the same settings.
+    """
     from pipeline.pairs import Pairs
     from pipeline.trained import open_run
 
@@ -138,6 +145,8 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     if volumes:
         _predict_volumes(volumes, predict, trained, out)
         return
+    if load_config(None, [*overrides]).compute.scheduler:
+        print("noted: compute.scheduler is for --slides and stage predict; --images are predicted in this process")
     readings = Readings(images, "predict")
     classified: list[tuple[str, np.ndarray]] = []
     objects: list[tuple[str, int, str, float]] = []
@@ -231,12 +240,16 @@ def predict_slides(
         raise ValueError(f"{slides}: expected slides of different names without suffix, found {found}")
     if trained.outputs.object_classes:
         print("noted: what is written of slides does not tell the classes of objects; predict --images does")
-    scheduler = load_config(None, [*overrides]).compute.scheduler
+    given = load_config(None, [*overrides]).compute
+    compute = trained.compute_here(given)
+    # Device, numbers and threads are taken here, once: each worker's own choice would give bytes of its own.
+    taken = (f"compute.{key}={getattr(compute, key)}" for key in ("device", "precision", "channels_last", "threads"))
+    settings = (*overrides, *taken)
     run_folder, here = str(trained.folder.absolute()), str(out.absolute())
     out.mkdir(parents=True, exist_ok=True)
-    work = [(run_folder, str(file.absolute()), here, mpp, tuple(overrides)) for file in files]
+    work = [(run_folder, str(file.absolute()), here, mpp, settings) for file in files]
     faults = []
-    for told, fault in in_order(_predict_slide, work, scheduler, out):
+    for told, fault in in_order(_predict_slide, work, given.scheduler, out, name=lambda task: task[1]):
         if fault:
             faults.append(fault)
         else:

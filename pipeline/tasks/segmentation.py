@@ -23,6 +23,7 @@ from pipeline.targets import border_weights, class_planes, fit_target, make_targ
 from pipeline.tasks.crops import Crops
 from pipeline.tasks.players import NETWORK, Player
 from pipeline.trained import IMAGE_CHANNELS
+from pipeline.whole_batch import whole_batch
 
 DRAWS = 8
 """Crops tried until one holds a pixel whose label is known."""
@@ -97,8 +98,9 @@ class Segmentation:
         self, networks: Mapping[str, nn.Module], batch: dict[str, torch.Tensor], progress: float
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the loss of one batch."""
-        logits = networks[NETWORK](as_input(batch["image"]))
-        yield NETWORK, self.loss(logits, batch["target"], batch["valid"], batch.get("weight"))
+        logits = whole_batch(networks[NETWORK](as_input(batch["image"])))
+        truth = {name: whole_batch(batch[name]) for name in ("target", "valid", "weight") if name in batch}
+        yield NETWORK, self.loss(logits, truth["target"], truth["valid"], truth.get("weight"))
 
     def validate(self, predict: Predictor) -> dict[str, float]:
         """Score whole validation images at moderate thresholds: dice, iou and score (what 'best' means).

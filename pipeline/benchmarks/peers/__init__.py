@@ -18,15 +18,16 @@ from pipeline.records.files import write_text
 
 FOLDER = Path(".venv-peers")
 _EXCHANGE = ("pillow", "scipy")
-"""What pipeline/segmenters/trial.py needs, which not every library brings along."""
+_COMPILED = (*_EXCHANGE, "numba")
+"""What pipeline/segmenters/trial.py needs, for a library that brings numba along and for one that does not."""
 PEERS: dict[str, tuple[str, ...]] = {
     "torchstain": ("torchstain",),
     "tiatoolbox": ("tiatoolbox",),
     "stardist": ("stardist", "tensorflow", *_EXCHANGE),
     "cellpose": ("cellpose", *_EXCHANGE),
-    "segmentation_models_pytorch": ("segmentation-models-pytorch", *_EXCHANGE),
-    "monai": ("monai", *_EXCHANGE),
-    "nnunet": ("nnunetv2", *_EXCHANGE),
+    "segmentation_models_pytorch": ("segmentation-models-pytorch", *_COMPILED),
+    "monai": ("monai", *_COMPILED),
+    "nnunet": ("nnunetv2", *_COMPILED),
 }
 """Names of the libraries, of their scripts and of their environments, with the distributions that each is made of."""
 INSTALL = "not installed: make bench-peers"

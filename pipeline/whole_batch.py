@@ -1,0 +1,46 @@
+"""One batch over all processes that train together: what is no mean over images is taken of all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+
+def whole_batch(share: Tensor) -> Tensor:
+    """Join the shares (n, ...) of all processes to the batch (N, ...), with its gradient; alone, the share itself.
+
+    A loss that is no mean over images, as the Dice of a batch, is then that of one process: each takes the same loss of
+    the whole batch, the gradient of a share arrives once from each, and the mean over processes, which training takes,
+    is the gradient of the whole. Every process must have as many rows.
+    """
+    if not _many():
+        return share
+    if share.requires_grad:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(cast("tuple[Tensor, ...]", all_gather(share.contiguous())))
+    shares = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(shares, share.contiguous())
+    return torch.cat(shares)
+
+
+def share_statistics(networks: Iterable[nn.Module]) -> None:
+    """Set running statistics, those of batch norms, to their mean over all processes, so that all have the same."""
+    if not _many():
+        return
+    statistics = [buffer for network in networks for buffer in network.buffers() if buffer.is_floating_point()]
+    if not statistics:
+        return
+    mean = torch.cat([one.flatten() for one in statistics])
+    torch.distributed.all_reduce(mean)
+    mean /= torch.distributed.get_world_size()
+    for one, values in zip(statistics, mean.split([one.numel() for one in statistics]), strict=True):
+        one.copy_(values.view_as(one))
+
+
+def _many() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
