@@ -36,7 +36,7 @@ from pipeline.records.decode import Decoded, bit_depth, decode, from_array, to_p
 from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
-from pipeline.records.volumes import Volume, class_ids, grey_levels, read_volume, same_space
+from pipeline.records.volumes import class_ids, grey_levels, read_volume, same_space
 
 
 @dataclass
@@ -109,40 +109,47 @@ def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Check
 def _cut(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Checked:
     """Take one plane out of a volume and out of its segmentation, which must share its space."""
     case, plane = checked.case, checked.case.plane
-    name = case.image
-    try:
-        volume, levels = _volume(raw, case.image, settings.window)
-        segmentation = None
-        if case.raster is not None:
-            name = case.raster
-            segmentation, values = _segmentation(raw, case.raster)
-            if apart := same_space(volume, segmentation):
-                expected = f"the shape and affine of {case.image}"
-                raise FaultyFile("another space", expected, apart, "resample it into the volume's space")
-            checked.label = Label(values[plane], int(np.unique(values[plane][values[plane] > 0]).size))
-    except FaultyFile as fault:
-        # Told once a volume, not once a plane.
-        if plane == 0:
-            checked.note(name, fault)
-        else:
-            checked.faults.append(Fault(case.case_id, "faulty volume", name, "a whole volume", "see its plane 0"))
+    seen = _volume(raw, case.image, case.raster, settings.window)
+    if isinstance(seen, _Faulty):
+        checked.note(seen.file, seen.error)
         return checked
+    levels, ids = seen
     checked.shape = levels.shape[1], levels.shape[2]
     checked.image = np.repeat(levels[plane][..., None], 3, axis=2)
+    if ids is not None:
+        checked.label = Label(ids[plane], int(np.unique(ids[plane][ids[plane] > 0]).size))
     checked.count(checked.label)
     return checked
 
 
-@lru_cache(maxsize=2)
-def _volume(raw: RawFolder, name: str, window: tuple[float, float] | None) -> tuple[Volume, np.ndarray]:
-    volume = read_volume(raw.read(name))
-    return volume, grey_levels(volume.values, window)
+@dataclass(frozen=True)
+class _Faulty:
+    """Which of the files of a volume cannot be used, and why."""
+
+    file: str
+    error: FaultyFile
 
 
 @lru_cache(maxsize=2)
-def _segmentation(raw: RawFolder, name: str) -> tuple[Volume, np.ndarray]:
-    segmentation = read_volume(raw.read(name))
-    return segmentation, class_ids(segmentation.values)
+def _volume(
+    raw: RawFolder, image: str, raster: str | None, window: tuple[float, float] | None
+) -> tuple[np.ndarray, np.ndarray | None] | _Faulty:
+    """Grey levels and class ids of a volume, kept for its next plane, as is what is wrong with it."""
+    name = image
+    try:
+        volume = read_volume(raw.read(image))
+        levels = grey_levels(volume.values, window)
+        if raster is None:
+            return levels, None
+        name = raster
+        segmentation = read_volume(raw.read(raster))
+        ids = class_ids(segmentation.values)
+        if apart := same_space(volume, segmentation):
+            expected = f"the shape and affine of {image}"
+            raise FaultyFile("another space", expected, apart, "resample it into the volume's space")
+    except FaultyFile as error:
+        return _Faulty(name, error)
+    return levels, ids
 
 
 def _shrink(raw: RawFolder, checked: Checked, shrink: int) -> Checked:

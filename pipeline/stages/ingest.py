@@ -32,6 +32,7 @@ from pipeline.records.raw import RawFolder
 
 _MOST_THREADS = 8
 _SHOWN_FAULTS = 100
+_SHOWN_CASES = 10
 _FORBIDDEN = frozenset('<>:"/\\|?*')
 _LONGEST_NAME = 200
 
@@ -227,9 +228,14 @@ def _meaning(checked: Sequence[Checked], kind: LabelKind | None) -> tuple[Meanin
 def _all_told(faults: Sequence[Fault], number: int, paths: Paths) -> str:
     ids = list(dict.fromkeys(fault.case_id for fault in faults))
     kinds = ", ".join(f"{count} x {kind}" for kind, count in Counter(fault.fault for fault in faults).most_common())
-    lines = [f"  {fault}" for fault in faults[:_SHOWN_FAULTS]]
-    if len(faults) > _SHOWN_FAULTS:
-        lines.append(f"  and {len(faults) - _SHOWN_FAULTS} more")
+    # What is wrong with one file is told once, with the cases that are cut from it.
+    alike: dict[Fault, list[Fault]] = {}
+    for fault in faults:
+        alike.setdefault(replace(fault, case_id=""), []).append(fault)
+    told = [*alike.values()]
+    lines = [f"  {first}{_also(others)}" for first, *others in told[:_SHOWN_FAULTS]]
+    if left := sum(map(len, told[_SHOWN_FAULTS:])):
+        lines.append(f"  and {left} more")
     some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
     return (
         f"{paths.raw}: {len(faults)} fault(s) in {len(ids)} of {max(number, len(ids))} cases ({kinds}):\n"
@@ -237,6 +243,11 @@ def _all_told(faults: Sequence[Fault], number: int, paths: Paths) -> str:
         + f"\nMend them, or leave the cases out with 'ingest.exclude=[{some}]' or ingest.exclude_faulty=true: "
         "they are then counted in every report"
     )
+
+
+def _also(others: Sequence[Fault]) -> str:
+    names = [other.case_id for other in others[:_SHOWN_CASES]] + ["..."] * (len(others) > _SHOWN_CASES)
+    return f" (and {len(others)} more cases: {', '.join(names)})" if others else ""
 
 
 def _copy_sample(raw: RawFolder, dataset: RawDataset, paths: Paths) -> list[Finding]:

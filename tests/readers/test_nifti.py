@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.config import Config, IngestSettings, load_config
 from pipeline.readers import READERS
+from pipeline.readers.check import check_case
 from pipeline.records.case import read_cases
 from pipeline.records.findings import FaultyFile
 from pipeline.records.paths import Paths
@@ -163,6 +164,20 @@ def test_volumes_that_do_not_fit_are_told_in_one_message(volumes: Path, tmp_path
         "v4: other axes: images/v4_0000.nii.gz: expected a volume of three axes, found 4 x 4 x 2 x 2",
     ):
         assert part in message, message
+    told = [line for line in message.splitlines() if "masks/v1.nii.gz" in line]
+    assert len(told) == 1 and told[0].endswith("(and 5 more cases: v1_z0001, v1_z0002, v1_z0003, v1_z0004, v1_z0005)")
+
+
+def test_a_faulty_volume_is_read_once(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (volumes / "masks" / "v0.nii.gz").write_bytes(gzip.compress(b"no volume"))
+    opened: list[str] = []
+    with RawFolder(volumes) as raw:
+        dataset = READERS["nifti"].read(raw, IngestSettings())
+        whole = RawFolder.read
+        monkeypatch.setattr(RawFolder, "read", lambda self, name: opened.append(name) or whole(self, name))
+        found = [check_case(raw, case, IngestSettings()) for case in dataset.cases if case.group == "v0"]
+    assert opened == ["images/v0_0000.nii.gz", "masks/v0.nii.gz"]
+    assert [len(one.faults) for one in found] == [1] * 6 and found[5].faults[0].fault == "no NIfTI"
 
 
 def test_the_real_pair_is_cut_into_planes(real_data: Path, tmp_path: Path) -> None:
@@ -171,8 +186,6 @@ def test_the_real_pair_is_cut_into_planes(real_data: Path, tmp_path: Path) -> No
         (tmp_path / folder / "thorax.nii.gz").write_bytes((real_data / "nifti" / f"{name}.nii.gz").read_bytes())
     with RawFolder(tmp_path) as raw:
         dataset = READERS["nifti"].read(raw, IngestSettings())
-        from pipeline.readers.check import check_case
-
         checked = check_case(raw, dataset.cases[12], IngestSettings(window=(-160, 240)))
     assert len(dataset.cases) == 30 and not dataset.faults
     assert checked.shape == (101, 122) and checked.label is not None and checked.label.count > 3
