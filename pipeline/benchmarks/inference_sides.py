@@ -2,7 +2,7 @@
 
 All turn one image, (height, width, 3) uint8, into probabilities, (channels, height, width) float32, with the same
 weights. The bare pass has one tile in memory as the network takes it, as large as the product takes it, and maps it as
-often as the image has pixels for.
+often as the image has pixels for. The whole image at once, in float32, is what the others are held against.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from pipeline.trained import open_run
 
 ROI, WINDOWS, OVERLAP = 256, 4, 0.25
 """MONAI's windows, how many go through together, and the share by which they overlap (its default)."""
-Variant = Literal["openvino", "pytorch", "monai", "monai in bf16", "bare openvino", "bare pytorch"]
+Variant = Literal[
+    "openvino", "pytorch", "pytorch in float32", "monai", "monai in bf16", "bare openvino", "bare pytorch",
+    "whole image",
+]  # fmt: skip
 
 
 def prepare(image: str, run: str, threads: int, variant: Variant) -> Callable[[], np.ndarray]:
@@ -38,8 +41,12 @@ def prepare(image: str, run: str, threads: int, variant: Variant) -> Callable[[]
     model = cast(Network, trained.network().eval())
     if variant.startswith("monai"):
         return _with_monai(model, picture, bf16=variant != "monai")
-    compute = device.freeze(load_config(None, ["compute.device=cpu"]).compute.model_copy(update={"threads": threads}))
     model.to(memory_format=torch.channels_last)
+    if variant == "whole image":
+        return _at_once(model, picture)
+    precision = "fp32" if variant.endswith("in float32") else "auto"
+    asked = load_config(None, ["compute.device=cpu", f"compute.precision={precision}", f"compute.threads={threads}"])
+    compute = device.freeze(asked.compute)
     settings = PredictSettings(engine=_engine(variant))
     if variant.startswith("bare"):
         return _bare(forward_of(model, settings.engine, compute), picture, settings, model)
@@ -73,6 +80,15 @@ def _with_monai(model: torch.nn.Module, picture: np.ndarray, *, bf16: bool) -> C
         with torch.no_grad():
             logits = sliding_window_inference(inputs, ROI, WINDOWS, forward, overlap=OVERLAP)
         return torch.sigmoid(torch.as_tensor(logits))[0].numpy()
+
+    return once
+
+
+def _at_once(model: torch.nn.Module, picture: np.ndarray) -> Callable[[], np.ndarray]:
+    @torch.inference_mode()
+    def once() -> np.ndarray:
+        inputs = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255.0
+        return torch.sigmoid(torch.as_tensor(model(inputs)))[0].numpy()
 
     return once
 

@@ -97,15 +97,30 @@ def test_every_side_of_inference_maps_the_same_image(run: Path, tmp_path: Path) 
     image = inference.render_image(300)
     np.save(tmp_path / "image.npy", image)
     task = {"image": str(tmp_path / "image.npy"), "run": str(run), "threads": 1}
-    maps = {name: inference_sides.prepare(**task, variant=variant)() for name, variant in inference.VARIANTS.items()}
+    variants = inference.VARIANTS | inference.JUDGED
+    maps = {name: inference_sides.prepare(**task, variant=variant)() for name, variant in variants.items()}
     assert all(one.shape == (1, 300, 300) for name, one in maps.items() if not name.startswith("bare"))
-    whole = maps.pop(inference.PYTORCH)
+    whole = inference_sides.prepare(**task, variant=inference.WHOLE)()
+    np.testing.assert_allclose(maps["stainseg (pytorch, float32)"], whole, atol=1e-5)
     for name, one in maps.items():
         if not name.startswith("bare"):
             # MONAI's windows see zeros beyond their edges, ours the image.
             assert np.abs(one - whole).mean() < 0.02, name
     inference_sides.mask(str(tmp_path / "mask.npy"), **task, variant="pytorch")
-    assert np.array_equal(np.load(tmp_path / "mask.npy"), whole[0] > 0.5)
+    assert np.array_equal(np.load(tmp_path / "mask.npy"), maps[inference.PYTORCH][0] > 0.5)
+
+
+@pytest.mark.slow
+def test_masks_are_held_against_those_of_the_whole_image(run: Path, tmp_path: Path) -> None:
+    findings = inference.run(
+        ONCE, inference.Size(side=300, threads=1, compared=(inference.MONAI,)), root=run.parents[2]
+    )
+    assert not [row.failed for row in findings.rows if row.failed]
+    found = {check.what: check for check in findings.checks}
+    exact = found.pop("Dice of stainseg (pytorch, float32) and whole image")
+    assert exact.met and exact.found is not None and exact.found > 0.9999
+    assert [check.aim for check in found.values()] == [None] * (len(found) - 1) + [inference.ALIKE]
+    assert all(check.found is not None and 0.5 < check.found <= 1 for check in found.values())
 
 
 def test_inference_wants_a_trained_run(tmp_path: Path) -> None:
