@@ -98,8 +98,9 @@ def plot(name: str, run: Run, stem: Path) -> list[Path]:
         axes.xaxis.set_major_formatter("{x:g}x")
         where = run.circumstances
         circumstances = f"{run.findings.threads} threads a side, {where.machine['processor']}, {where.date[:10]}"
-        axes.set_xlabel(f"times as fast ({circumstances})")
-        axes.set_title(f"{name}: ratio of times, 95 % interval of the median; mark: aim", loc="left", color=INK)
+        # Of the whole figure: long names of rows leave the axes less room than either needs.
+        figure.supxlabel(f"times as fast ({circumstances})", fontsize="medium")
+        figure.suptitle(f"{name}: ratio of times, 95 % interval of the median; mark: aim", fontsize="large", color=INK)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
         files = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
