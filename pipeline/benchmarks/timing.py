@@ -248,7 +248,9 @@ def hold(
 
 
 def _passes(player: Player, pace: Pace) -> int:
-    """How many passes fill a turn, from one pass after the first."""
+    """How many passes fill a turn, from one pass after the first; one, where a turn has no length."""
+    if not pace.turn_s:
+        return 1
     seconds = player.ask(passes=1)["seconds"]
     return max(1, math.ceil(pace.turn_s / max(seconds, 1e-9)))
 
