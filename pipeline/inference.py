@@ -42,7 +42,10 @@ IMAGE_BORDER = 16
 
 @dataclass(frozen=True)
 class Side:
-    """Tiles along one side of an image: their first pixels, their length, and the weights (length,) of each."""
+    """Tiles along one side of an image: their first pixels, their length, and the weights (length,) of each.
+
+    Weights of all tiles add to 1 at every pixel of the side.
+    """
 
     starts: list[int]
     length: int
@@ -127,7 +130,6 @@ class Predictor:
         if len(places) == 1:
             return self._forward(image[np.newaxis], None if noise is None else noise[np.newaxis])[0]
         total: np.ndarray | None = None
-        weight = np.zeros((height, width), np.float32)
         for batch in _batches(places, together):
             windows = [_window(rows, row, columns, column) for row, column in batch]
             tiles = np.stack([image[window] for window in windows])
@@ -135,11 +137,11 @@ class Predictor:
             for (row, column), window, values in zip(batch, windows, self._forward(tiles, drawn), strict=True):
                 if total is None:
                     total = np.zeros((len(values), height, width), np.float32)
-                share = np.outer(rows.weights[row], columns.weights[column]).astype(np.float32)
-                total[:, *window] += values * share
-                weight[window] += share
+                # In place: of a slide every further copy is gigabytes, which cost more to come by than to fill.
+                values *= np.outer(rows.weights[row], columns.weights[column]).astype(np.float32)
+                total[:, *window] += values
         assert total is not None
-        return total / weight
+        return total
 
     def _sides(self, height: int, width: int) -> tuple[Side, Side, int]:
         """Lay tiles over an image; return them by rows and columns, and how many go through together.
@@ -308,8 +310,8 @@ def seamless_side(length: int, tile: int, overlap: float, cell: int, reach: int,
 
     length: of the side, a multiple of cell. Tiles begin and end at multiples of cell and are `tile` long, two cells at
     least, and reach more on either side; with a bound `largest` on what the network takes, reach gives way. Neighbours
-    overlap by the share, and at least by twice the reach and one cell. Weights are 0 up to reach from an inner edge and
-    rise along a line over the rest of the overlap.
+    overlap by the share, and at least by twice the reach and one cell. Weights are 0 up to reach from an inner edge,
+    rise along a line over the rest of the overlap, and are divided by their sum.
     """
     size = max(_up(tile, cell), 2 * cell) + 2 * reach
     if largest is not None and size > largest:
@@ -326,7 +328,11 @@ def seamless_side(length: int, tile: int, overlap: float, cell: int, reach: int,
         after = size - at - reach if start + size < length else np.full(size, np.inf)
         return np.clip(np.minimum(before, after) / (shared - 2 * reach), 0.0, 1.0)
 
-    return Side(starts, size, [weights(start) for start in starts])
+    weighted = [weights(start) for start in starts]
+    total = np.zeros(length)
+    for start, own in zip(starts, weighted, strict=True):
+        total[start : start + size] += own
+    return Side(starts, size, [own / total[start : start + size] for start, own in zip(starts, weighted, strict=True)])
 
 
 def _up(length: float, cell: int) -> int:
