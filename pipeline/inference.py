@@ -137,9 +137,11 @@ class Predictor:
             for (row, column), window, values in zip(batch, windows, self._forward(tiles, drawn), strict=True):
                 if total is None:
                     total = np.zeros((len(values), height, width), np.float32)
-                # In place: of a slide every further copy is gigabytes, which cost more to come by than to fill.
-                values *= np.outer(rows.weights[row], columns.weights[column]).astype(np.float32)
-                total[:, *window] += values
+                own = _weighted(rows, row), _weighted(columns, column)
+                share = np.outer(rows.weights[row][own[0]], columns.weights[column][own[1]]).astype(np.float32)
+                # In place and in one pass: of a slide every further copy is gigabytes, slower to come by than to fill.
+                there = torch.from_numpy(total[:, *window])[:, *own]
+                there.addcmul_(torch.from_numpy(values)[:, *own], torch.from_numpy(share))
         assert total is not None
         return total
 
@@ -213,6 +215,12 @@ def _turned_back(maps: np.ndarray, directions: tuple[int, int], turns: int, mirr
         down, right = right, 1.0 - down
     maps[list(directions)] = down, right
     return maps
+
+
+def _weighted(side: Side, tile: int) -> slice:
+    """The part of a tile that has a weight along a side."""
+    places = np.flatnonzero(side.weights[tile])
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 class ClassPredictor(Predictor):
