@@ -45,7 +45,7 @@ JUDGED = {
 }  # fmt: skip
 """Whose masks are held against those of the whole image at once in float32, which no window cuts."""
 JUDGED_SIDE = 1536
-"""Pixels along the part of the image that is taken for it: one pass over more would not fit in memory."""
+"""Pixels along the part of the image that is taken for it: a slide at once would not fit in memory."""
 SCRIPT = Path(__file__).with_name("inference_sides.py")
 SEED = 71
 RUNS = ("dsb2018", "sample")
@@ -140,7 +140,7 @@ def _agreements(players: dict[str, Process], task: dict[str, Any], image: np.nda
     masks: dict[str, np.ndarray | str] = {}
     for name, variant in {WHOLE: WHOLE, **JUDGED}.items():
         out = folder / f"{variant}.npy"
-        # Any process of ours can take any part; those that raced have the threads that they raced with.
+        # Two of them take no part in the race and have no process of their own; any can play any side.
         player = players.get(name, players[PYTORCH])
         try:
             player.ask(call="mask", **{"with": {"out": str(out), **task, "image": str(part), "variant": variant}})

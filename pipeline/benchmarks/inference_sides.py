@@ -76,19 +76,22 @@ def _with_monai(model: torch.nn.Module, picture: np.ndarray, *, bf16: bool) -> C
             return torch.as_tensor(model(windows.contiguous(memory_format=torch.channels_last))).float()
 
     def once() -> np.ndarray:
-        inputs = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255.0
         with torch.no_grad():
-            logits = sliding_window_inference(inputs, ROI, WINDOWS, forward, overlap=OVERLAP)
+            logits = sliding_window_inference(_inputs(picture), ROI, WINDOWS, forward, overlap=OVERLAP)
         return torch.sigmoid(torch.as_tensor(logits))[0].numpy()
 
     return once
 
 
+def _inputs(picture: np.ndarray) -> torch.Tensor:
+    """Turn (height, width, 3) uint8 into what networks take: (1, 3, height, width) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255.0
+
+
 def _at_once(model: torch.nn.Module, picture: np.ndarray) -> Callable[[], np.ndarray]:
     @torch.inference_mode()
     def once() -> np.ndarray:
-        inputs = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255.0
-        return torch.sigmoid(torch.as_tensor(model(inputs)))[0].numpy()
+        return torch.sigmoid(torch.as_tensor(model(_inputs(picture))))[0].numpy()
 
     return once
 
@@ -98,8 +101,7 @@ def _bare(
 ) -> Callable[[], np.ndarray]:
     height, width = picture.shape[:2]
     side = min(height, width, round(settings.batch**0.5 * (settings.tile + 2 * model.reach))) // model.cell * model.cell
-    tile = torch.from_numpy(np.ascontiguousarray(picture[:side, :side])).permute(2, 0, 1)[None].float() / 255.0
-    tile = tile.contiguous(memory_format=torch.channels_last)
+    tile = _inputs(picture[:side, :side]).contiguous(memory_format=torch.channels_last)
     times = max(1, round(height * width / side**2))
 
     @torch.inference_mode()
