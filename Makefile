@@ -130,4 +130,4 @@ $(READY): requirements.lock
 	@touch $(READY)
 
 lock:  ## renew requirements.lock (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' --python-version 3.11 -c constraints.txt --extra dev --extra kaggle pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --generate-hashes --no-strip-extras --no-emit-index-url --custom-compile-command 'make lock' --python-version 3.11 -c constraints.txt --extra dev --extra kaggle pyproject.toml -o requirements.lock
