@@ -23,6 +23,8 @@ from pipeline.stains.optical_density import HAEMATOXYLIN_EOSIN, is_stained, mix,
 
 RESCALED = 0.75
 """Share of crops that are magnified or reduced; the others keep the sharpness of the stored pixels."""
+TINT = (0.5, 1.0)
+"""What each channel is multiplied by under light of another colour."""
 KNOTS_APART, KNOT_SHIFT = 32, 3.0
 """Pixels between the knots of an elastic deformation, and standard deviation of their shifts: too little to fold."""
 SHEET_CROPS, SHEET_TILE, SHEET_GAP = 7, 192, 4
@@ -172,6 +174,7 @@ def _pixel_policy(settings: AugmentSettings) -> Any:
                     ],
                     p=settings.colour,
                 ),
+                A.MultiplicativeNoise(multiplier=TINT, per_channel=True, elementwise=False, p=settings.tint),
                 A.ToGray(p=settings.grey),
                 A.InvertImg(p=settings.invert),
                 # A colour that no tissue has says that something is hidden; a plausible one would teach that nuclei

@@ -52,8 +52,7 @@ class IngestSettings(Settings):
 
     layout: Literal[
         "auto", "dsb2018", "hubmap2020", "hubmap2022", "hubmap2023", "glas", "pcam", "pannuke", "folder_pairs",
-        "polygons", "idc", "image_pairs", "nifti",
-        "images",
+        "polygons", "slides", "idc", "image_pairs", "nifti", "images",
     ] = "auto"  # fmt: skip
     """Layout of the raw folder; auto recognises it and says which it took."""
     competition_stage: Literal[1, 2] = 1
@@ -65,8 +64,12 @@ class IngestSettings(Settings):
     makes class ids instead of objects; of idc coarse makes one image a patient, with a label of squares, instead of
     patches of a class each."""
     shrink: int = Field(default=1, ge=1, le=64)
-    """Pixels of the raw image along the side of one that is stored (hubmap2020, whose slides are read by windows);
-    masks are enlarged again before they are submitted."""
+    """Pixels of the raw image along the side of one that is stored (hubmap2020 and slides, which are read by windows);
+    of hubmap2020 masks are enlarged again before they are submitted."""
+    mpp: float | None = Field(default=None, ge=0.05, le=100.0)
+    """Microns a pixel that slides are looked at with; by default ingest.shrink says it."""
+    tile: int = Field(default=1024, ge=128, le=4096)
+    """Pixels along the side of the tiles that slides are cut into, at most."""
     window: tuple[float, float] | None = None
     """Values of a volume (nifti) that become black and white; by default percentiles 0.5 and 99.5 of each volume."""
     threshold: int = Field(default=127, ge=0, le=65534)
@@ -86,6 +89,12 @@ class IngestSettings(Settings):
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
         return _names_a_group(pattern)
+
+    @model_validator(mode="after")
+    def _one_resolution(self) -> IngestSettings:
+        if self.mpp is not None and self.shrink > 1:
+            raise ValueError("mpp and shrink both say how slides are looked at: leave one out")
+        return self
 
 
 class SplitSettings(Settings):
@@ -192,6 +201,8 @@ class AugmentSettings(Settings):
     """Largest relative change of each stain's amount, in optical-density space."""
     colour: Probability = 0.5
     """Share of crops with brightness, contrast, hue or gamma changed."""
+    tint: Probability = 0.0
+    """Share of crops shown under light of another colour: each channel times a number from 0.5 to 1."""
     invert: Probability = 0.0
     """Share of crops shown as their negative, so that one model serves bright on dark and dark on bright."""
     grey: Probability = 0.1
@@ -378,9 +389,10 @@ class TrainSettings(Settings):
     """The losses of a reconstruction."""
     translation: TranslationSettings = TranslationSettings()
     """The losses and the discriminator of a translation."""
-    intensity: Literal["stored", "stretch"] = "stored"
-    """How an image enters the network: as stored, or stretched so that its 0.5th to 99.5th percentile fills the range,
-    which makes dim and bright fluorescence alike."""
+    intensity: Literal["stored", "stretch", "balance"] = "stored"
+    """How an image enters the network: as stored; stretched so that its 0.5th to 99.5th percentile fills the range,
+    which makes dim and bright fluorescence alike; balance: each channel by its own, which takes away the colour of the
+    light or the ground as well."""
     seed: int | None = Field(default=None, ge=0, lt=2**32)
     """Seed of the training alone, to repeat it on the same split; by default the seed of everything."""
     members: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,9 @@ import numpy as np
 
 from pipeline.inference import Ensemble, Predictor
 from pipeline.instances import INTERIOR_REACH, Thresholds, label_raster
-from pipeline.intensity import stretch, stretch_table
+from pipeline.intensity import TABLES, count_levels, looked_up
 from pipeline.outputs import Outputs
+from pipeline.records.blocks import BLOCK, Block, blocks_of, find_tissue
 from pipeline.records.files import write_bytes, written_aside
 from pipeline.records.rasters import from_levels, to_levels, write_png
 from pipeline.records.slides import View
@@ -33,15 +35,6 @@ from pipeline.stitching import FoundObject, Stitcher
 if TYPE_CHECKING:
     from pipeline.stains.normaliser import Normaliser
 
-BLOCK = 1024
-"""Pixels of a view along the side of a block."""
-COARSE = 16
-"""Pixels of the view along the side of one in which tissue is looked for: a single nucleus still darkens it."""
-LARGEST_COARSE = 8192
-"""Pixels along the longer side of that picture at most."""
-GLASS, DARKER = 160, 12
-"""Grey level from which the brightest tenth of a slide counts as glass; and how much darker than it, in any channel,
-tissue is."""
 SAMPLED = 24
 """Blocks of tissue that the light and the stain of the whole slide are measured on."""
 TILE = 512
@@ -50,8 +43,6 @@ OVERVIEW = 1600
 """Pixels along the longer side of the overview."""
 
 Maps = Callable[[np.ndarray], np.ndarray]
-Block = tuple[int, int, int, int]
-"""Top, left, height and width in pixels of a view."""
 
 
 @dataclass
@@ -107,7 +98,7 @@ def predict_slide(
     <stem>_pieces/, to look at in a browser. Light (train.intensity) and stain are measured once for the whole slide, on
     blocks of tissue: blocks do not differ.
     """
-    tissue = find_tissue(view)
+    tissue = find_tissue(view, blocks_of(view))
     sample = [view.window(*place) for place in _evenly(tissue, SAMPLED)]
     seen = _restained(normaliser, sample)
     _fix_light(predict, [seen(image) for image in sample])
@@ -149,35 +140,6 @@ def write_slide(
 # --- What is predicted ------------------------------------------------------------------------------------------------
 
 
-def blocks_of(view: View) -> list[Block]:
-    """Lay blocks over a view: top, left, height and width of each, row by row."""
-    return [
-        (top, left, min(BLOCK, view.height - top), min(BLOCK, view.width - left))
-        for top in range(0, view.height, BLOCK)
-        for left in range(0, view.width, BLOCK)
-    ]
-
-
-def find_tissue(view: View) -> list[Block]:
-    """Return the blocks in which something is darker than the slide's glass; all where it shows none, or is dark."""
-    blocks = blocks_of(view)
-    step = max(COARSE, math.ceil(max(view.height, view.width) / LARGEST_COARSE))
-    coarse = View(view.slide, view.scale * step)
-    picture = coarse.window(0, 0, coarse.height, coarse.width)
-    glass = np.percentile(picture.reshape(-1, 3), 90, axis=0)
-    if glass.min() < GLASS:
-        return blocks
-    darker = (picture < glass - DARKER).any(axis=2)
-    found = []
-    for block in blocks:
-        top, left, height, width = block
-        rows = slice(top // step, min(-(-(top + height) // step), coarse.height))
-        columns = slice(left // step, min(-(-(left + width) // step), coarse.width))
-        if darker[rows, columns].any():
-            found.append(block)
-    return found
-
-
 def _restained(normaliser: Normaliser | None, sample: Sequence[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """Bring windows to the stain that the run was trained with, by the statistics of the whole slide."""
     from pipeline.stains.normaliser import StatisticalNormaliser
@@ -193,15 +155,10 @@ def _restained(normaliser: Normaliser | None, sample: Sequence[np.ndarray]) -> C
 def _fix_light(predict: Predictor | Ensemble, sample: Sequence[np.ndarray]) -> None:
     """Stretch every window of the slide alike."""
     members = predict.members if isinstance(predict, Ensemble) else [predict]
-    counts = sum((np.bincount(image.ravel(), minlength=256) for image in sample), np.zeros(256, np.int64))
-    table = stretch_table(counts)
+    counts = sum((count_levels(image) for image in sample), np.zeros((256, 3), np.int64))
     for member in members:
-        if isinstance(member, Predictor) and member.prepare is stretch and counts.any():
-            member.prepare = _looked_up(table)
-
-
-def _looked_up(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda image: table[image]
+        if isinstance(member, Predictor) and member.prepare in TABLES and counts.any():
+            member.prepare = partial(looked_up, TABLES[member.prepare](counts))
 
 
 def _reach(predict: Predictor | Ensemble) -> int:

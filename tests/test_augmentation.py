@@ -264,6 +264,10 @@ def difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 CHANGES: dict[str, Callable[[np.ndarray, np.ndarray], bool]] = {
     "invert": lambda before, after: bool((after == 255 - before).all()),
     "grey": lambda before, after: bool((np.ptp(after, axis=2) == 0).all()),
+    "tint": lambda before, after: all(
+        difference(np.rint(before[..., channel] * gain), after[..., channel]).max() <= 2 and 0.49 < gain <= 1.0
+        for channel, gain in enumerate(after.sum(axis=(0, 1)) / before.sum(axis=(0, 1)))
+    ),
     "blur": lambda before, after: roughness(after) < roughness(before),
     "noise": lambda before, after: bool(1.0 < difference(before, after).mean() < 16.0),
     "dropout": lambda before, after: bool(0.001 < difference(before, after).any(axis=2).mean() < 0.2),

@@ -16,10 +16,11 @@ import tifffile
 from pipeline.instances import Thresholds, label_raster
 from pipeline.labels import from_outlines
 from pipeline.outputs import Outputs
+from pipeline.records.blocks import blocks_of, find_tissue
 from pipeline.records.outline import Outline
 from pipeline.records.rasters import from_levels, to_levels
 from pipeline.records.slides import View, open_slide
-from pipeline.slide_prediction import _ahead, blocks_of, find_tissue, write_slide
+from pipeline.slide_prediction import _ahead, write_slide
 from pipeline.targets import channels_of
 
 OBJECTS = Outputs("boundary", channels_of("boundary"), "sigmoid", "instance")
@@ -51,7 +52,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_masks_and_outlines_are_those_of_the_whole_image(slide: Path, tmp_path: Path) -> None:
     with open_slide(slide) as opened:
         view = View(opened)
-        tissue = find_tissue(view)
+        tissue = find_tissue(view, blocks_of(view))
         assert [block[:2] for block in tissue] == [(0, 0), (0, 1024), (1024, 0), (1024, 1024), (2048, 3072)]
         assert len(blocks_of(view)) == 12
         done = write_slide(view, maps_of, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path, "made")
@@ -84,7 +85,7 @@ def test_killed_it_carries_on_and_ends_with_the_same_bytes(slide: Path, tmp_path
 
     with open_slide(slide) as opened:
         view = View(opened)
-        tissue = find_tissue(view)
+        tissue = find_tissue(view, blocks_of(view))
         write_slide(view, maps_of, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path / "at once", "made")
         with pytest.raises(KeyboardInterrupt):
             write_slide(view, dies, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path / "killed", "made")
@@ -103,7 +104,9 @@ def test_classes_are_those_of_the_whole_image(slide: Path, tmp_path: Path) -> No
 
     with open_slide(slide) as opened:
         view = View(opened)
-        done = write_slide(view, three, REACH, find_tissue(view), CLASSES, THRESHOLDS, tmp_path, "made")
+        done = write_slide(
+            view, three, REACH, find_tissue(view, blocks_of(view)), CLASSES, THRESHOLDS, tmp_path, "made"
+        )
         whole = label_raster(three(opened.read(0, 0, 0, 2300, 3200)), CLASSES, THRESHOLDS)
     assert done.objects is None and set(np.unique(whole)) == {0, 1, 2}
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "made.tif"), whole)
@@ -120,7 +123,7 @@ def test_outlines_are_in_pixels_of_the_finest_level(slide: Path, tmp_path: Path)
 def test_a_dark_slide_is_all_tissue(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "dark.tif", np.zeros((1100, 1100, 3), np.uint8), tile=(256, 256), photometric="rgb")
     with open_slide(tmp_path / "dark.tif") as opened:
-        assert len(find_tissue(View(opened))) == 4
+        assert len(find_tissue(View(opened), blocks_of(View(opened)))) == 4
 
 
 def test_the_next_block_is_read_while_one_is_looked_at() -> None:
@@ -140,7 +143,9 @@ def test_the_next_block_is_read_while_one_is_looked_at() -> None:
 def test_a_page_shows_pieces_and_outlines_of_what_was_found(slide: Path, tmp_path: Path) -> None:
     with open_slide(slide) as opened:
         view = View(opened)
-        done = write_slide(view, maps_of, REACH, find_tissue(view), OBJECTS, THRESHOLDS, tmp_path, "made")
+        done = write_slide(
+            view, maps_of, REACH, find_tissue(view, blocks_of(view)), OBJECTS, THRESHOLDS, tmp_path, "made"
+        )
         shown = opened.read(0, 1024, 0, 1024, 1024)
     page = (tmp_path / "made.html").read_text(encoding="utf-8")
     described = json.loads(re.search(r"const SLIDE = (\{.*?\});</script>", page, re.DOTALL)[1].replace("\\u003c", "<"))

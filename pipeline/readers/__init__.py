@@ -16,6 +16,7 @@ from pipeline.readers import (
     pannuke,
     pcam,
     polygons,
+    slides,
 )
 from pipeline.readers.layout import RawCase, RawDataset, Reader
 from pipeline.records.raw import RawFolder
@@ -60,6 +61,12 @@ READERS = {
         folder_pairs.recognises,
         folder_pairs.read,
         "images/<name>.png and masks/<name>.png (also labels/ or annotations/), or <name>.png beside <name>_mask.png",
+    ),
+    "slides": Reader(
+        slides.recognises,
+        slides.read,
+        "slides/<name>.svs (or .ndpi, .mrxs, .dcm, ...) with annotations/<name>.geojson (QuPath), .xml (Aperio) or "
+        "masks/<name>.tif; plain TIFFs too in slides/",
     ),
     "polygons": Reader(
         polygons.recognises,

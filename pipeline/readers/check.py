@@ -36,6 +36,7 @@ from pipeline.records.decode import Decoded, bit_depth, decode, from_array, to_p
 from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
+from pipeline.records.slides import View, open_slide
 from pipeline.records.volumes import class_ids, grey_levels, read_volume, same_space
 
 
@@ -97,8 +98,8 @@ def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Check
         return _cut(raw, checked, settings)
     if case.windowed:
         return _shrink(raw, checked, settings.shrink)
-    image = _colours(raw, checked, case.image)
-    target = _colours(raw, checked, case.target, of_target=True) if case.target else None
+    image = _colours(raw, checked, case.image, settings)
+    target = _colours(raw, checked, case.target, settings, of_target=True) if case.target else None
     label = _check_label(raw, checked, settings) if case.segmented else None
     if not checked.faults and not checked.waits:
         checked.image, checked.target, checked.label = image, target, label
@@ -154,8 +155,6 @@ def _volume(
 
 def _shrink(raw: RawFolder, checked: Checked, shrink: int) -> Checked:
     """Read an image that may be larger than memory at a part of its size, and its one mask likewise."""
-    from pipeline.records.slides import View, open_slide
-
     case = checked.case
     try:
         with open_slide(raw.path(case.image)) as slide:
@@ -219,10 +218,10 @@ def _stitch(raw: RawFolder, checked: Checked) -> Checked:
 def finish_case(raw: RawFolder, case: RawCase, settings: IngestSettings, meaning: Meaning | None, bits: int) -> Checked:
     """Read a case that waited, and had no faults, under what was decided over the whole data set."""
     checked = Checked(case)
-    checked.image = _colours(raw, checked, case.image, bits)
-    checked.target = _colours(raw, checked, case.target, bits, of_target=True) if case.target else None
+    checked.image = _colours(raw, checked, case.image, settings, bits)
+    checked.target = _colours(raw, checked, case.target, settings, bits, of_target=True) if case.target else None
     if case.raster is not None and meaning is not None:
-        plane, remarks = _plane(raw, case.raster)
+        plane, remarks = _plane(raw, case, settings)
         checked.label = from_raster(plane, meaning, settings.threshold)
         checked.remarks += [*remarks, *checked.label.remarks]
     elif case.segmented:
@@ -232,14 +231,15 @@ def finish_case(raw: RawFolder, case: RawCase, settings: IngestSettings, meaning
 
 
 def _colours(
-    raw: RawFolder, checked: Checked, name: str, bits: int | None = None, *, of_target: bool = False
-) -> np.ndarray | None:
+    raw: RawFolder, checked: Checked, name: str, settings: IngestSettings, bits: int | None = None, *,
+    of_target: bool = False,
+) -> np.ndarray | None:  # fmt: skip
     """The image or the target of a case as RGB; None where there are faults, which are noted.
 
     bits: depth by which every image of the data set is scaled; None while it is being found.
     """
     try:
-        decoded = _decoded(raw, checked.case, name)
+        decoded = _decoded(raw, checked.case, name, settings)
         if checked.case.target == checked.case.image:
             decoded = replace(decoded, pixels=_half(decoded.pixels, right=of_target))
         shape = decoded.pixels.shape[:2]
@@ -258,8 +258,16 @@ def _colours(
     return pixels
 
 
-def _decoded(raw: RawFolder, case: RawCase, name: str) -> Decoded:
+def _decoded(raw: RawFolder, case: RawCase, name: str, settings: IngestSettings) -> Decoded:
+    if case.window is not None:
+        return Decoded(_viewed(raw, name, settings.mpp, settings.shrink).window(*case.window))
     return decode(name, raw.read(name), "image") if case.index is None else from_array(raw.array(name)[case.index])
+
+
+@lru_cache(maxsize=4)
+def _viewed(raw: RawFolder, name: str, mpp: float | None, shrink: int) -> View:
+    """A slide as it is looked at, kept open for its next tile."""
+    return View.at(open_slide(raw.path(name)), mpp, shrink)
 
 
 def _check_table(case: RawCase, shape: tuple[int, ...]) -> None:
@@ -287,7 +295,7 @@ def _check_label(raw: RawFolder, checked: Checked, settings: IngestSettings) -> 
     if case.raster is None:
         return _objects(raw, checked, settings)
     try:
-        plane, _ = _plane(raw, case.raster)
+        plane, _ = _plane(raw, case, settings)
         if checked.shape:
             check_size(plane.shape, checked.shape)
         checked.survey = survey(plane)
@@ -323,7 +331,11 @@ def _of_planes(raw: RawFolder, checked: Checked, name: str) -> Label | None:
     return label
 
 
-def _plane(raw: RawFolder, name: str) -> tuple[np.ndarray, list[Remark]]:
+def _plane(raw: RawFolder, case: RawCase, settings: IngestSettings) -> tuple[np.ndarray, list[Remark]]:
+    name = str(case.raster)
+    if case.window is not None:
+        view = _viewed(raw, case.image, settings.mpp, settings.shrink)
+        return view.ids(_viewed(raw, name, None, 1).slide, *case.window), []
     plane, remarks = to_plane(decode(name, raw.read(name), "label"))
     whole, more = integers(plane)
     return whole, [*remarks, *more]

@@ -49,6 +49,7 @@ class RawCase:
     windowed: whether the image may be too large for memory, and is read by windows at 1/ingest.shrink of its size.
     plane: which axial plane of the volume that image and raster name.
     part: the data set's own part or fold.
+    window: top, left, height and width of the tile of a slide that the case is, in pixels as slides are looked at.
     """
 
     case_id: str
@@ -73,6 +74,7 @@ class RawCase:
     patches: tuple[Patch, ...] = ()
     cell: int | None = None
     part: str | None = None
+    window: tuple[int, int, int, int] | None = None
 
     @property
     def source(self) -> str:

@@ -61,30 +61,41 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         cases, faults, findings = _one_file_an_image(raw, images)
     else:
         cases, faults, findings = _of_coco(raw, coco, images)
+    cases, numbers = with_class_numbers(cases, settings)
+    findings += numbers
+    cases = [replace(case, group=patient[0] if (patient := _PATIENT.match(case.case_id)) else None) for case in cases]
+    kind: LabelKind = "semantic" if settings.label_kind == "semantic" else "instance"
+    return RawDataset(tuple(cases), tuple(faults), tuple(findings), label_kind=kind)
+
+
+def with_class_numbers(
+    cases: Sequence[RawCase], settings: IngestSettings
+) -> tuple[list[RawCase], list[Finding]]:  # fmt: skip
+    """Number the classes of outlines over all cases, in the order of their names, and tell where there are several."""
     sure = [outline for case in cases for outline in case.outlines or () if not outline.ignored]
     names = sorted({outline.class_name or "" for outline in sure})
+    findings = []
     if len(names) > 1:
         told = ", ".join(f"{number} {name or 'without a name'}" for number, name in enumerate(names, start=1))
         kept = "class ids" if settings.label_kind == "semantic" else "objects keep them"
         findings.append(Finding("", "noted", "several classes", f"{told}: {kept}"))
     numbers = {name: number for number, name in enumerate(names, start=1)}
-    cases = [
+    return [
         replace(
             case,
-            group=patient[0] if (patient := _PATIENT.match(case.case_id)) else None,
             outlines=tuple(
                 replace(
                     outline,
                     class_id=numbers.get(outline.class_name or "", 1),
                     class_name=(outline.class_name or UNNAMED) if len(names) > 1 else None,
                 )
-                for outline in case.outlines or ()
+                for outline in case.outlines
             ),
         )
+        if case.outlines is not None
+        else case
         for case in cases
-    ]
-    kind: LabelKind = "semantic" if settings.label_kind == "semantic" else "instance"
-    return RawDataset(tuple(cases), tuple(faults), tuple(findings), label_kind=kind)
+    ], findings
 
 
 def _one_file_an_image(raw: RawFolder, images: Sequence[str]) -> tuple[list[RawCase], list[Fault], list[Finding]]:
@@ -101,9 +112,8 @@ def _one_file_an_image(raw: RawFolder, images: Sequence[str]) -> tuple[list[RawC
             fault = "several outlines" if files else "missing outlines"
             faults.append(Fault(case_id, fault, name, "one .xml or .geojson of the stem", found))
             continue
-        parse = aperio_outlines if files[0].lower().endswith(".xml") else geojson_outlines
         try:
-            outlines, others = parse(raw.read(files[0]))
+            outlines, others = parse_outlines(files[0], raw.read(files[0]))
         except FaultyFile as fault:
             faults.append(fault.at(case_id, files[0]))
             continue
@@ -116,6 +126,11 @@ def _one_file_an_image(raw: RawFolder, images: Sequence[str]) -> tuple[list[RawC
         detail = f"{len(left)} file(s) of outlines without an image: {', '.join(left[:3])}"
         findings.append(Finding("", "noted", "outlines without image", detail))
     return cases, faults, findings
+
+
+def parse_outlines(name: str, content: bytes) -> tuple[list[Outline], int]:
+    """Read outlines as the file's suffix says, Aperio's XML or GeoJSON; and how many shapes were left out."""
+    return (aperio_outlines if name.lower().endswith(".xml") else geojson_outlines)(content)
 
 
 def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:

@@ -33,6 +33,8 @@ KEPT = 64
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _AS_IT_IS = 1e-3
 """Relative difference of resolutions below which pixels are taken as they are."""
+_SAME_FORM = 0.01
+"""Relative difference of height over width up to which a mask is one of a slide: sides are rounded."""
 _MARGIN = 4
 """Pixels beyond a square that take part in its resampling, so that squares meet without a seam."""
 
@@ -262,14 +264,45 @@ class View:
         self._lock = threading.Lock()
 
     @classmethod
-    def at(cls, slide: Slide, mpp: float) -> View:
-        """View a slide at so many microns per pixel. Raises ValueError where the slide does not tell its own."""
+    def at(cls, slide: Slide, mpp: float | None, shrink: int = 1) -> View:
+        """View a slide at so many microns per pixel, or, without a number, at 1/shrink of its finest level.
+
+        Raises FaultyFile where microns are asked for and the slide does not tell its own.
+        """
+        if mpp is None:
+            return cls(slide, float(shrink))
         if slide.mpp is None:
-            raise ValueError(
-                f"{slide.file}: expected a slide that tells its microns per pixel, found none (or no plausible one); "
-                "give the resolution of the file, or a scale instead"
-            )
+            raise FaultyFile(
+                "unknown resolution", "a slide that tells its microns per pixel", "none, or no plausible one",
+                "give the file its resolution, or look at it without --mpp and ingest.mpp",
+            )  # fmt: skip
         return cls(slide, mpp / slide.mpp)
+
+    def ids(self, mask: Slide, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Look a window up in a raster of ids of the same form, of any resolution: (height, width) uint8.
+
+        Each pixel takes the id at its centre, of the level that is just finer. Raises FaultyFile for another form.
+        """
+        finest = mask.levels[0]
+        tall, wide = finest.height / self.height, finest.width / self.width
+        if abs(tall / wide - 1.0) > _SAME_FORM:
+            expected = f"a mask of the slide's form, {self.height} x {self.width} at the resolution looked at"
+            raise FaultyFile("size mismatch", expected, f"{finest.height} x {finest.width}", "export it for this slide")
+        level = max(index for index, one in enumerate(mask.levels) if index == 0 or one.downsample <= min(tall, wide))
+        of = mask.levels[level]
+        rows, columns = (
+            np.clip(((np.arange(first, first + count) + 0.5) * side / whole).astype(np.int64), 0, side - 1)
+            for first, count, side, whole in (
+                (top, height, of.height, self.height), (left, width, of.width, self.width),
+            )
+        )  # fmt: skip
+        first_row, first_column = int(rows[0]), int(columns[0])
+        seen = mask.read(
+            level, first_row, first_column, int(rows[-1]) - first_row + 1, int(columns[-1]) - first_column + 1
+        )
+        if (seen[..., 0] != seen[..., 1]).any() or (seen[..., 0] != seen[..., 2]).any():
+            raise FaultyFile("coloured mask", "one channel of ids", "colours", "save ids as grey levels, 0 to 255")
+        return np.ascontiguousarray(seen[rows - first_row][:, columns - first_column, 0])
 
     def window(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Show a window, (height, width, 3) uint8 RGB, white beyond the image."""

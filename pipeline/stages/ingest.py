@@ -75,10 +75,7 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
                 f"ingest.label_kind=coarse: expected patches to stitch, as the layout idc has, found the layout "
                 f"{layout}; set another label_kind"
             )
-        if settings.shrink > 1 and not any(case.windowed for case in dataset.cases):
-            raise ValueError(
-                f"ingest.shrink={settings.shrink}: expected the layout hubmap2020, found {layout}; leave it out"
-            )
+        _refuse_idle(settings, dataset, layout)
         cases, faults, excluded = _wanted(dataset, settings)
         checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
         meaning, odd = _meaning(checked, settings.label_kind if settings.label_kind != "auto" else dataset.label_kind)
@@ -104,6 +101,23 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
     write_cases(paths.cases, [_record(one, config.dataset, kind) for one in done])
     write_findings(paths.findings, findings)
     return _summary(done, findings, layout, kind, meaning)
+
+
+def _refuse_idle(settings: IngestSettings, dataset: RawDataset, layout: str) -> None:
+    """Refuse settings of slides where there are none."""
+    tiles = any(case.window is not None for case in dataset.cases)
+    shrunk = tiles or any(case.windowed for case in dataset.cases)
+    idle = {
+        "shrink": (shrunk, "the layout hubmap2020 or slides"), "mpp": (tiles, "the layout slides"),
+        "tile": (tiles, "the layout slides"),
+    }  # fmt: skip
+    problems = [
+        f"ingest.{name}={getattr(settings, name)}: expected {owner}, found {layout}; leave it out"
+        for name, (used, owner) in idle.items()
+        if not used and getattr(settings, name) != type(settings).model_fields[name].default
+    ]
+    if problems and dataset.cases:
+        raise ValueError("\n".join(problems))
 
 
 def _unlabelled(dataset: RawDataset, paths: Paths) -> RawDataset:

@@ -275,7 +275,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     try:
         with open_slide(file) as slide:
-            view = View(slide) if mpp is None else View.at(slide, mpp)
+            view = View.at(slide, mpp)
             # Anew for each slide, whose light it learns.
             predict = _with_settings(trained, overrides, quick_engine=True)
             done = predict_slide(

@@ -11,6 +11,7 @@ import cv2
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,6 +57,7 @@ EXAMPLES = {
     "pannuke": ("fold1/images.npy", "fold1/masks.npy", "fold1/types.npy"),
     "polygons": ("a.tif",),
     "nifti": ("images/a.nii.gz", "masks/a.nii.gz"),
+    "slides": ("a.svs",),
 }
 TABLES = {
     "hubmap2020": {
@@ -70,13 +72,17 @@ TABLES = {
     "glas": {"Grade.csv": "name,patient ID, grade (GlaS)\ntrain_1, 7, benign\n"},
     "pcam": {"train_labels.csv": "id,label\na,1\n"},
     "polygons": {"a.xml": "<Annotations/>"},
+    "slides": {"a.geojson": "[]"},
 }
 ARRAYS = {
     "fold1/images.npy": np.zeros((1, 4, 6, 3)),
     "fold1/masks.npy": np.zeros((1, 4, 6, 6)),
     "fold1/types.npy": np.array(["Skin"]),
 }
-CASE_IDS = {"nifti": "a_z0000", "idc": "8863_idx5_x51_y1251", "glas": "train_1", "pannuke": "fold1_0000"}
+CASE_IDS = {
+    "nifti": "a_z0000", "idc": "8863_idx5_x51_y1251", "glas": "train_1", "pannuke": "fold1_0000",
+    "slides": "a_y000000_x000000",
+}  # fmt: skip
 ALSO = {"glas": ["folder_pairs"]}
 """Layouts, tried later, that would take the files too, without what the layout's own table tells."""
 RECOGNISED = [name for name, reader in READERS.items() if not reader.only_by_name]
@@ -93,6 +99,8 @@ def test_every_layout_is_recognised_at_any_depth_and_alone(layout: str, below: s
             np.save(tmp_path / below / name, ARRAYS[name])
         if name.endswith(".nii.gz"):
             nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 1), np.uint8), np.eye(4)), tmp_path / below / name)
+        if name.endswith(".svs"):
+            tifffile.imwrite(tmp_path / below / name, np.zeros((4, 6, 3), np.uint8), photometric="rgb")
     with RawFolder(tmp_path) as raw:
         assert [name for name in RECOGNISED if READERS[name].recognises(raw)] == [layout, *ALSO.get(layout, [])]
         assert layout_of(raw, "auto") == layout_of(raw, layout) == layout
