@@ -421,7 +421,7 @@ def _print_summary(options: argparse.Namespace) -> None:
         outputs = len(channels_of("boundary" if config.train.target == "auto" else config.train.target))
     height, width = options.size or (config.augment.crop, config.augment.crop)
     build = build_classifier if classifies else build_network
-    print(summary(config.train.network, 3, outputs, height, width, build))
+    print(summary(config.train.network, 3, outputs, height, width, build, config.augment.planes))
 
 
 def _run_ablation(options: argparse.Namespace) -> None:

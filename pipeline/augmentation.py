@@ -70,6 +70,24 @@ class Augmentation:
         self.pixels.set_random_state(generator, random.Random(seed))
         return self.pixels(image=image)["image"], label
 
+    def block(
+        self, image: np.ndarray, label: np.ndarray, planes: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Cut so many neighbouring planes out of a volume and crop and augment all of them alike.
+
+        image: (planes, height, width, 3) uint8; label: (planes, height, width) uint16. A volume of fewer planes is
+        mirrored at its ends; half of the blocks are turned upside down. Returns the same with planes and crop as sides.
+        """
+        generator = np.random.default_rng([seed, planes])
+        room = len(image) - planes
+        start = int(generator.integers(min(0, room), max(0, room), endpoint=True))
+        places = _mirrored_places(np.arange(start, start + planes), len(image))
+        if self.settings.recipe != "none" and generator.random() < 0.5:
+            places = places[::-1]
+        # The same seed and size: the same geometry, and the same changes of pixels.
+        crops, labels = zip(*(self(image[place], label[place], seed) for place in places), strict=True)
+        return np.stack(crops), np.stack(labels)
+
     def move_pair(self, image: np.ndarray, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Crop and move two images of one tissue alike; their colours stay. (height, width, 3) uint8 RGB each."""
         if image.shape != target.shape or not target.size:
@@ -206,6 +224,14 @@ def _elastic_map(
     centre = 0.5 / magnification - 0.5
     x, y = (place.astype(np.float32) + shift + np.float32(centre) for place, shift in zip(places, smooth, strict=True))
     return x, y
+
+
+def _mirrored_places(places: np.ndarray, length: int) -> np.ndarray:
+    """Bring places beyond the ends of a line of some length back into it, mirrored at its first and last place."""
+    if length == 1:
+        return np.zeros_like(places)
+    around = places % (2 * (length - 1))
+    return np.minimum(around, 2 * (length - 1) - around)
 
 
 def _turned(raster: np.ndarray, turn: int) -> np.ndarray:

@@ -193,6 +193,9 @@ class AugmentSettings(Settings):
     """none: crop only; geometry: flips, quarter turns, scale, elastic; tissue: these and colour, stain, blur, noise."""
     crop: int = Field(default=256, ge=32, le=2048)
     """Side of the square crops, in pixels."""
+    planes: int = Field(default=1, ge=1, le=512)
+    """Planes of a crop. 1: planes of a volume (nifti) are images, each learned alone; more: blocks of so many
+    neighbouring planes are learned in three dimensions, by a network of MONAI's."""
     scale: tuple[float, float] = (0.7, 1.4)
     """Range of random magnification."""
     elastic: Probability = 0.2
@@ -215,6 +218,16 @@ class AugmentSettings(Settings):
     """Share of crops with rectangles blanked in the image; the label stays."""
     copies: int = Field(default=0, ge=0, le=100)
     """Augmented copies of each training case that stage augment writes as files; training does not need them."""
+
+    @property
+    def dimensions(self) -> int:
+        """Of what a network looks at: 2 for images, 3 for blocks of planes."""
+        return 3 if self.planes > 1 else 2
+
+    @property
+    def window(self) -> tuple[int, int, int] | None:
+        """Planes, height and width of what a network of volumes is trained on; None for one of images."""
+        return (self.planes, self.crop, self.crop) if self.planes > 1 else None
 
     @field_validator("scale")
     @classmethod
@@ -591,6 +604,22 @@ class Config(Settings):
                 f"{', '.join(idle)}: judge a run that makes images (task reconstruction or translation), and this one "
                 f"is for {self.train.task}: leave out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _volumes_fit(self) -> Config:
+        if self.augment.planes == 1:
+            return self
+        expected = {
+            "train.task=segmentation": self.train.task == "segmentation",
+            "train.network.name=monai:<Network>": self.train.network.name.startswith("monai:") or self.train.members,
+            "train.target=auto, binary or classes": self.train.target in ("auto", "binary", "classes"),
+            "predict.scales=[1.0]": self.predict.scales == (1.0,),
+            "train.loss.boundary_weight=0": not self.train.loss.boundary_weight,
+        }
+        missing = [words for words, holds in expected.items() if not holds]
+        if missing:
+            raise ValueError(f"augment.planes={self.augment.planes}: three dimensions need {', '.join(missing)}")
         return self
 
     @field_validator("run")

@@ -65,10 +65,16 @@ def has_native_bf16(device: str) -> bool:
     return False
 
 
+def lay_out(network: nn.Module, compute: ComputeSettings) -> None:
+    """Bring a network's weights into the memory format that the settings name; compute: as frozen."""
+    if compute.channels_last:
+        of_volumes = getattr(network, "dimensions", 2) == 3
+        network.to(memory_format=torch.channels_last_3d if of_volumes else torch.channels_last)
+
+
 def suit(network: nn.Module, compute: ComputeSettings) -> None:
     """Bring a network that is to be trained into the form in which its steps are fastest; compute: as frozen."""
-    if compute.channels_last:
-        network.to(memory_format=torch.channels_last)
+    lay_out(network, compute)
     if compute.device == "cpu" and compute.precision == "bf16":
         train_depthwise_in_float32(network)
 

@@ -67,6 +67,8 @@ class Predictor:
     is drawn at random (a variational code in use as a sample) depends on the image's pixels alone.
     """
 
+    takes_volumes = False
+
     def __init__(
         self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
         border: int = 0, name: str = "the network", directions: tuple[int, int] | None = None,
@@ -85,7 +87,7 @@ class Predictor:
         Raises ValueError where a network that makes images gives values that are no numbers.
         """
         prepared = self.prepare(image)
-        made = _mean(self._magnified(prepared, scale) for scale in self.settings.scales)
+        made = average(self._magnified(prepared, scale) for scale in self.settings.scales)
         if self.border and not np.isfinite(made).all():
             raise ValueError(
                 f"{self.name}: expected an image of numbers, found {int((~np.isfinite(made)).sum())} of {made.size} "
@@ -113,7 +115,7 @@ class Predictor:
         prepared = np.pad(image, ((self.border, below), (self.border, right), (0, 0)), mode="symmetric")
         height, width = image.shape[:2]
         inside = slice(self.border, self.border + height), slice(self.border, self.border + width)
-        return _mean(self._turned(prepared, *orientation) for orientation in FLIPS[self.settings.flips])[:, *inside]
+        return average(self._turned(prepared, *orientation) for orientation in FLIPS[self.settings.flips])[:, *inside]
 
     def _turned(self, image: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
         """Map the turned and mirrored image, and bring the maps back."""
@@ -195,7 +197,7 @@ class Predictor:
         return probabilities[:, :, :height, :width].cpu().numpy()
 
 
-def _mean(maps: Iterable[np.ndarray]) -> np.ndarray:
+def average(maps: Iterable[np.ndarray]) -> np.ndarray:
     """Average maps that are made one after another, with two of them in memory."""
     total, count = None, 0
     for made in maps:
@@ -279,25 +281,94 @@ class ClassPredictor(Predictor):
         return (total / len(orientations)).numpy()
 
 
+class VolumePredictor:
+    """A network of three dimensions with everything that turns the planes of a volume into probability maps.
+
+    activation, intensity, name: as of Predictor; window: planes, height and width of what it was trained on, by which
+    MONAI's sliding windows look at the volume, blended by Gaussian weights. They overlap by settings.overlap, and
+    settings.batch go through together; the volume and its maps are in memory whole.
+    """
+
+    takes_volumes = True
+
+    def __init__(
+        self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
+        window: tuple[int, int, int], name: str,
+    ) -> None:  # fmt: skip
+        if settings.scales != (1.0,) or settings.engine == "openvino":
+            raise ValueError(
+                f"{name}: a network of volumes takes predict.scales=[1.0] and predict.engine=pytorch, found "
+                f"{[*settings.scales]} and {settings.engine}"
+            )
+        self.network, self.name, self.settings, self.window = network, name, settings, window
+        self.activation = ACTIVATIONS[activation]
+        self.prepare = INTENSITIES[intensity]
+        self.device = torch.device(compute.device)
+        self.forward = forward_of(network, settings.engine, compute)
+
+    @torch.inference_mode()
+    def __call__(self, planes: np.ndarray) -> np.ndarray:
+        """Return (channels, planes, height, width) float32 in [0, 1] for (planes, height, width, 3) uint8.
+
+        Raises ValueError for an image.
+        """
+        from monai.inferers import sliding_window_inference
+
+        if planes.ndim != 4:
+            raise ValueError(
+                f"{self.name}: expected the planes of a volume, found an image; the run was trained with "
+                "augment.planes above 1 and takes NIfTI volumes"
+            )
+        prepared = prepare_volume(self.prepare, planes)
+
+        def turned(turns: int, mirrored: bool) -> np.ndarray:
+            seen = np.rot90(prepared, turns, axes=(1, 2))
+            seen = np.ascontiguousarray(seen[:, :, ::-1] if mirrored else seen)
+            maps = sliding_window_inference(
+                as_input(torch.from_numpy(seen)[np.newaxis]), self.window, self.settings.batch,
+                lambda windows: self.activation(self.forward(windows)), self.settings.overlap, mode="gaussian",
+                padding_mode="replicate", sw_device=self.device, device="cpu", progress=False,
+            )[0].numpy()  # fmt: skip
+            return np.rot90(maps[..., ::-1] if mirrored else maps, -turns, axes=(2, 3))
+
+        return np.ascontiguousarray(average(turned(*orientation) for orientation in FLIPS[self.settings.flips]))
+
+
+def prepare_volume(prepare: Callable[[np.ndarray], np.ndarray], planes: np.ndarray) -> np.ndarray:
+    """Prepare all planes of a volume alike, as one image; (planes, height, width, 3) uint8, as it returns."""
+    return prepare(planes.reshape(-1, *planes.shape[2:])).reshape(planes.shape)
+
+
 class Ensemble:
     """The mean of the maps of several predictors."""
 
     def __init__(self, members: Sequence[Callable[[np.ndarray], np.ndarray]]) -> None:
         self.members = members
+        kinds = {getattr(member, "takes_volumes", False) for member in members}
+        if len(kinds) > 1:
+            raise ValueError("train.members: expected runs of images, or runs of volumes, found both")
+        self.takes_volumes = kinds == {True}
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8."""
-        return _mean(member(image) for member in self.members)
+        return average(member(image) for member in self.members)
+
+
+AnyPredictor = Predictor | VolumePredictor | Ensemble
 
 
 def predictor_of(
     network: nn.Module, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings, *,
     makes_images: bool, name: str = "the network", directions: tuple[int, int] | None = None,
-) -> Predictor:  # fmt: skip
+    window: tuple[int, int, int] | None = None,
+) -> Predictor | VolumePredictor:  # fmt: skip
     """Return the predictor of a network: of probabilities of classes for a classifier, else of maps, or of images.
 
+    window: of a network of volumes, what it was trained on (AugmentSettings.window).
     Training validates by it, and every use goes through it: what is measured there is what comes out here.
     """
+    if window is not None:
+        return VolumePredictor(cast(Network, network), activation, intensity, settings, compute, window, name)
     if (makes_images or isinstance(network, Classifier)) and settings.scales != (1.0,):
         raise ValueError(f"predict.scales: expected [1.0] for {name}, which makes no masks, found {[*settings.scales]}")
     kind = ClassPredictor if isinstance(network, Classifier) else Predictor

@@ -76,5 +76,8 @@ def _stretched(counts: np.ndarray) -> np.ndarray:
 
 
 def as_input(images: torch.Tensor) -> torch.Tensor:
-    """Turn (N, height, width, 3) uint8 into (N, 3, height, width) float32 in [0, 1], in memory still channels last."""
-    return (images.float() / 255.0).permute(0, 3, 1, 2)
+    """Turn (N, height, width, 3) uint8 into (N, 3, height, width) float32 in [0, 1], in memory still channels last.
+
+    Planes of volumes alike: (N, planes, height, width, 3) into (N, 3, planes, height, width).
+    """
+    return (images.float() / 255.0).movedim(-1, 1)

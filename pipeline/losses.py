@@ -59,9 +59,10 @@ class SegmentationLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
         """Weighted sum of the terms, float32 under autocast too.
 
-        logits: (N, C, H, W). target: (N, C, H, W) in [0, 1] for sigmoid, (N, 1, H, W) class ids for softmax; any value
-        where ignored. valid: (N, H, W) bool, False where ignored. weight: (N, H, W) float in [0, 1] from
-        targets.border_weights, or None; a pixel's cross-entropy counts 1 + boundary_weight * weight.
+        logits: (N, C, H, W), of volumes with the planes before H, as all others. target: (N, C, H, W) in [0, 1] for
+        sigmoid, (N, 1, H, W) class ids for softmax; any value where ignored. valid: (N, H, W) bool, False where
+        ignored. weight: (N, H, W) float in [0, 1] from targets.border_weights, or None; a pixel's cross-entropy counts
+        1 + boundary_weight * weight.
         """
         terms = self.terms(logits, target, valid, weight)
         return torch.stack([self.term_weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
@@ -89,7 +90,7 @@ class SegmentationLoss(nn.Module):
 
     def _expected(self, target: Tensor, counted: Tensor) -> Tensor:
         if self.kind == "softmax":
-            ids = torch.arange(len(self.channels), device=target.device).view(1, -1, 1, 1)
+            ids = torch.arange(len(self.channels), device=target.device).view(1, -1, *[1] * (target.ndim - 2))
             return ((target == ids) & counted).float()
         return torch.where(counted, target.float(), 0.0)
 

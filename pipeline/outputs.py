@@ -132,6 +132,11 @@ class Outputs:
                 f"train.target: {target} needs labels with one id an object, found class rasters; "
                 f"take train.target=binary or classes, or tell ingest that they are objects: ingest.label_kind=instance"
             )
+        if config.augment.dimensions == 3 and kinds != {"semantic"}:
+            raise ValueError(
+                f"augment.planes={config.augment.planes}: expected labels of class ids, found {', '.join(kinds)}; set "
+                "augment.planes=1"
+            )
         if kinds == {"coarse"} and target != "binary":
             raise ValueError(f"train.target: {target} needs labels of pixels, found those of squares; take binary")
         if kinds == {"instance"} and target == "classes":

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from pipeline.inference import Ensemble, Predictor
+from pipeline.inference import AnyPredictor, Ensemble, Predictor
 from pipeline.instances import INTERIOR_REACH, Thresholds, label_raster
 from pipeline.intensity import TABLES, count_levels, looked_up
 from pipeline.outputs import Outputs
@@ -88,7 +88,7 @@ class SlidePrediction:
 
 
 def predict_slide(
-    view: View, predict: Predictor | Ensemble, outputs: Outputs, thresholds: Thresholds, out: Path, stem: str,
+    view: View, predict: AnyPredictor, outputs: Outputs, thresholds: Thresholds, out: Path, stem: str,
     normaliser: Normaliser | None = None,
 ) -> SlidePrediction:  # fmt: skip
     """Segment a view of a slide.
@@ -152,7 +152,7 @@ def _restained(normaliser: Normaliser | None, sample: Sequence[np.ndarray]) -> C
     return lambda window: normaliser.normalise(window, pooled, prefer_pooled=True).image
 
 
-def _fix_light(predict: Predictor | Ensemble, sample: Sequence[np.ndarray]) -> None:
+def _fix_light(predict: AnyPredictor, sample: Sequence[np.ndarray]) -> None:
     """Stretch every window of the slide alike."""
     members = predict.members if isinstance(predict, Ensemble) else [predict]
     counts = sum((count_levels(image) for image in sample), np.zeros((256, 3), np.int64))
@@ -161,7 +161,7 @@ def _fix_light(predict: Predictor | Ensemble, sample: Sequence[np.ndarray]) -> N
             member.prepare = partial(looked_up, TABLES[member.prepare](counts))
 
 
-def _reach(predict: Predictor | Ensemble) -> int:
+def _reach(predict: AnyPredictor) -> int:
     """Pixels beyond its own that a map depends on: the networks', at the smallest magnification."""
     members = predict.members if isinstance(predict, Ensemble) else [predict]
     predictors = [member for member in members if isinstance(member, Predictor)]

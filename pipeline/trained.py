@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from pipeline import device
 from pipeline.config import ComputeSettings, Config, PredictSettings
 from pipeline.corruption import damage
-from pipeline.inference import Ensemble, Predictor, predictor_of
+from pipeline.inference import AnyPredictor, Ensemble, predictor_of
 from pipeline.instances import Thresholds
 from pipeline.networks import Network, build_network
 from pipeline.networks.autoencoders import Autoencoder
@@ -49,7 +50,7 @@ class TrainedRun:
         """The runs whose maps this one averages; none where it is a network of its own."""
         return [open_run(self.home / name) for name in self.config.train.members]
 
-    def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> Predictor | Ensemble:
+    def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> AnyPredictor:
         """Load the best weights, weights only, onto a device; of every member where it has members.
 
         Raises ValueError where the run has no weights yet.
@@ -58,12 +59,17 @@ class TrainedRun:
             return Ensemble([member.predictor(settings, compute) for member in members])
         torch.set_num_threads(compute.threads)
         network = self.network().to(compute.device).eval()
-        if compute.channels_last:
-            network.to(memory_format=torch.channels_last)
+        device.lay_out(network, compute)
         return predictor_of(
             network, self.outputs.activation, self.config.train.intensity, settings, compute,
             makes_images=self.outputs.is_image, name=str(self.weights), directions=self.outputs.directions,
+            window=self.config.augment.window,
         )  # fmt: skip
+
+    @property
+    def takes_volumes(self) -> bool:
+        """Whether the network looks at volumes, not at images."""
+        return self.config.augment.dimensions == 3 or any(member.takes_volumes for member in self.members)
 
     def network(self) -> Network | Classifier:
         """Build the network and load the best weights, weights only. Raises ValueError where there are none."""
@@ -73,7 +79,8 @@ class TrainedRun:
             raise ValueError(
                 f"{self.weights}: expected the weights of a trained run, found nothing; run `make train` first"
             )
-        build = build_classifier if self.outputs.is_class else build_network
+        of_maps = partial(build_network, dimensions=self.config.augment.dimensions)
+        build = build_classifier if self.outputs.is_class else of_maps
         network = build(self.config.train.network, IMAGE_CHANNELS, len(self.outputs.channels), pretrained=False)
         network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True)["network"])
         if isinstance(network, Autoencoder):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline import device
 from pipeline.config import IMAGE_TASKS, ComputeSettings, Config, TrainSettings, dump_config
-from pipeline.inference import Predictor, predictor_of
+from pipeline.inference import predictor_of
 from pipeline.records.files import write_bytes, write_text
 from pipeline.tasks.players import NETWORK, Player
 from pipeline.torchrun import processes, tell_others
@@ -56,7 +56,7 @@ class Task(Protocol):
         progress: share of the steps that are done.
         """
 
-    def validate(self, predict: Predictor) -> dict[str, float]:
+    def validate(self, predict: Any) -> dict[str, float]:
         """Return scores of the validation part; validation_score decides which weights are best."""
 
 
@@ -165,6 +165,7 @@ class Loop:
             config.compute,
             makes_images=config.train.task in IMAGE_TASKS,
             name=f"{folder}, in validation",
+            window=config.augment.window,
         )
         self.step = 0
         # Over the steps since the last validation, on the device, so that no step waits for it.

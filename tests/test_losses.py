@@ -97,6 +97,14 @@ def batch(kind: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return logits, target, valid
 
 
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+def test_a_volume_has_the_loss_of_its_planes_laid_side_by_side(kind: str) -> None:
+    logits, target, valid = batch(kind)
+    loss = build_loss(ALL.model_copy(update={"boundary_weight": 0.0}), kind, CHANNELS[kind])  # type: ignore[arg-type]
+    planes = (tensor.unflatten(-2, (3, 3)) for tensor in (logits, target, valid))
+    assert float(loss(*planes)) == pytest.approx(float(loss(logits, target, valid)), rel=1e-6)
+
+
 CHANNELS = {"sigmoid": ("foreground", "boundary", "distance"), "softmax": THREE}
 ALL = LossSettings(cross_entropy=1, dice=1, focal=1, tversky=1, boundary_weight=5)
 

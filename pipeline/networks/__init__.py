@@ -21,8 +21,10 @@ class Network(nn.Module):
     columns alike.
     cell: pixels of the image along one side of a place of the coarsest level; reach: pixels, a multiple of cell, beyond
     which what the image shows changes an output no more (or hardly, where a network's reach is not known).
+    dimensions: 3 where it takes volumes, (N, channels, planes, H, W), and gives (N, outputs, planes, H, W).
     """
 
+    dimensions: int = 2
     margin: int = 0
     stride: int = 1
     cell: int = 1
@@ -114,10 +116,13 @@ NETWORKS: dict[str, Callable[[NetworkSettings, int, int, bool], Network]] = {
 EXAMPLES = ("unet", "autoencoder:convolutional", "smp:Unet", "smp:DeepLabV3Plus", "monai:BasicUNet")
 
 
-def build_network(settings: NetworkSettings, channels: int, outputs: int, *, pretrained: bool = True) -> Network:
+def build_network(
+    settings: NetworkSettings, channels: int, outputs: int, *, pretrained: bool = True, dimensions: int = 2
+) -> Network:  # fmt: skip
     """Build a network for images of so many channels and so many output channels or classes.
 
     pretrained=False starts from random weights whatever the settings say, for a network whose checkpoint follows.
+    dimensions: 3 for volumes, which MONAI's networks alone take.
     Raises ValueError naming the setting that cannot be used and what is near it.
     """
     family, colon, name = settings.name.partition(":")
@@ -128,6 +133,13 @@ def build_network(settings: NetworkSettings, channels: int, outputs: int, *, pre
             unknown("network.name", settings.name, EXAMPLES)
             + " (unet, autoencoder:<kind>, smp:<Architecture> or monai:<Network>)"
         )
+    if dimensions == 3:
+        if family != "monai":
+            raise ValueError(f"network.name: expected monai:<Network> for volumes, found {settings.name}")
+        _refuse_own_settings(settings)
+        from pipeline.networks.named import build_monai
+
+        return build_monai(name, channels, outputs, settings.arguments, pretrained, dimensions)
     return NETWORKS[family](settings, channels, outputs, pretrained)
 
 
@@ -138,18 +150,21 @@ def summary(
     height: int,
     width: int,
     build: Callable[..., nn.Module] = build_network,
+    planes: int = 1,
 ) -> str:
     """Table of the layers with parameters and multiply-adds for one image of height x width, as torchinfo counts them.
 
-    build: build_network, or build_classifier for its encoder with a head. Nothing is computed: shapes alone travel
-    through the network.
+    build: build_network, or build_classifier for its encoder with a head; planes: more than one of a volume. Nothing is
+    computed: shapes alone travel through the network.
     """
     import torchinfo
 
-    network = build(settings, channels, outputs, pretrained=False).to("meta").eval()
+    volumes = {"dimensions": 3} if planes > 1 else {}
+    network = build(settings, channels, outputs, pretrained=False, **volumes).to("meta").eval()
+    sides = (planes, height, width) if planes > 1 else (height, width)
     table = torchinfo.summary(
         network,
-        input_data=torch.empty(1, channels, height, width, device="meta"),
+        input_data=torch.empty(1, channels, *sides, device="meta"),
         device="meta",
         depth=2,
         col_names=("output_size", "num_params", "mult_adds"),

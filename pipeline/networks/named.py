@@ -79,6 +79,34 @@ class AnySize(Network):
         return max(self.least, -(-side // self.multiple) * self.multiple)
 
 
+class AnyVolume(Network):
+    """A network of three dimensions that wants multiples of some size, for every size: pad, run, crop back.
+
+    (N, channels, planes, H, W) float to logits (N, outputs, planes, H, W). What lies beyond a side repeats its last
+    voxels. Raises ValueError where the output is no map of the volume's size.
+    """
+
+    dimensions = 3
+
+    def __init__(self, network: nn.Module, name: str, multiple: int) -> None:
+        super().__init__()
+        self.network, self.name, self.multiple = network, name, multiple
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Logits at the volume's own size."""
+        sides = volume.shape[2:]
+        beyond = [max(2 * self.multiple, -(-side // self.multiple) * self.multiple) - side for side in sides]
+        padded = nn.functional.pad(volume, [0, beyond[2], 0, beyond[1], 0, beyond[0]], mode="replicate")
+        logits = self.network(padded)
+        if not isinstance(logits, Tensor) or logits.shape[2:] != padded.shape[2:]:
+            found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise ValueError(
+                f"{self.name}: expected one map of logits of {tuple(padded.shape[2:])} voxels, as the volume, found "
+                f"{found}; leave out arguments that change the output, or take another network"
+            )
+        return logits[:, :, : sides[0], : sides[1], : sides[2]]
+
+
 class Standardised(nn.Module):
     """Take off the mean and divide by the deviation of each colour that the weights of an encoder were trained with."""
 
@@ -300,8 +328,10 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- MONAI
 
 
-def build_monai(name: str, channels: int, outputs: int, arguments: dict[str, Any], pretrained: bool) -> AnySize:
-    """Build monai:<name> in two dimensions, with MONAI_DEFAULTS where network.arguments says nothing.
+def build_monai(
+    name: str, channels: int, outputs: int, arguments: dict[str, Any], pretrained: bool, dimensions: int = 2
+) -> Network:
+    """Build monai:<name> in two or three dimensions, with MONAI_DEFAULTS where network.arguments says nothing.
 
     Raises ValueError for unknown names and arguments and for arguments that the network cannot do without.
     """
@@ -323,17 +353,23 @@ def build_monai(name: str, channels: int, outputs: int, arguments: dict[str, Any
     settings = {**MONAI_DEFAULTS.get(name, {}), **arguments, "in_channels": channels, "out_channels": outputs}
     for argument in ("spatial_dims", "dropout_dim"):
         if argument in accepted:
-            settings[argument] = 2
+            settings[argument] = dimensions
     if "pretrained" in accepted and not pretrained:
         settings["pretrained"] = False
     needed = {
         key for key, parameter in inspect.signature(network_class).parameters.items()
         if parameter.default is inspect.Parameter.empty and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     }  # fmt: skip
+    if dimensions == 3 and "spatial_dims" not in accepted:
+        raise ValueError(f"monai:{name}: expected a network that takes volumes, found one of images alone")
     missing = sorted(needed - set(settings))
     if missing:
         raise ValueError(f"monai:{name}: expected network.arguments with {', '.join(missing)}, found none of them")
     network = _constructed(f"monai:{name}", lambda: network_class(**settings))
+    if dimensions == 3:
+        if "img_size" in settings:
+            raise ValueError(f"monai:{name}: expected a network that takes volumes of any size, found one of one size")
+        return AnyVolume(network, f"monai:{name}", _multiple(settings))
     if "img_size" in settings:
         side = settings["img_size"]
         side = side if isinstance(side, int) else max(side)

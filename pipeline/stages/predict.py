@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.config import Config, load_config
-from pipeline.records.case import Case
+from pipeline.records.case import Case, read_cases
 from pipeline.records.files import write_bytes, write_text
 from pipeline.records.objects import FILE as OBJECTS
 from pipeline.records.objects import write_objects
@@ -26,7 +26,8 @@ from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
 
 if TYPE_CHECKING:
-    from pipeline.inference import Ensemble, Predictor
+    from pipeline.case_maps import CaseMaps
+    from pipeline.inference import AnyPredictor
     from pipeline.pairs import Pairs
     from pipeline.trained import TrainedRun
 
@@ -78,11 +79,12 @@ def _map_of(case: Case, paths: Paths, trained: TrainedRun) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _opened(settings: str, root: str, call: str) -> tuple[Paths, TrainedRun, Predictor | Ensemble, Pairs]:
+def _opened(settings: str, root: str, call: str) -> tuple[Paths, TrainedRun, CaseMaps, Pairs]:
     """What a process needs for case after case; settings: the config as JSON, root: of the project.
 
     call: what the stage's call is told from others by; a run may be trained anew under the same settings.
     """
+    from pipeline.case_maps import CaseMaps
     from pipeline.pairs import Pairs
     from pipeline.trained import open_run
 
@@ -90,21 +92,21 @@ def _opened(settings: str, root: str, call: str) -> tuple[Paths, TrainedRun, Pre
     paths = Paths.of(config, Path(root))
     trained = open_run(paths.train)
     predict = trained.predictor(config.predict, trained.compute_here(config.compute))
-    return paths, trained, predict, Pairs(trained.config, paths)
+    return paths, trained, CaseMaps(predict, paths, read_cases(paths.cases)), Pairs(trained.config, paths)
 
 
 def _predict_case(task: tuple[str, str, str, Case]) -> None:
     """Write the map, or the made image, of one case; task: what _opened takes, and the case."""
     from pipeline.outputs import to_pixels
-    from pipeline.records.rasters import read_image, write_png, write_probabilities
+    from pipeline.records.rasters import write_png, write_probabilities
 
     settings, root, call, case = task
-    paths, trained, predict, pairs = _opened(settings, root, call)
+    paths, trained, maps, pairs = _opened(settings, root, call)
     file = _map_of(case, paths, trained)
     if trained.outputs.is_image:
-        write_png(file, to_pixels(predict(pairs.given(case)[0])))
+        write_png(file, to_pixels(maps.predict(pairs.given(case)[0])))
     else:
-        write_probabilities(file, predict(read_image(paths.image(case.image))))
+        write_probabilities(file, maps(case))
 
 
 def _write_classes(file: Path, rows: Iterable[tuple[str, np.ndarray]], trained: TrainedRun) -> None:
@@ -142,6 +144,11 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         raise ValueError(f"--overlay shows masks, and {trained.folder} makes none; leave it out")
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     volumes = _volumes_of(images)
+    if trained.takes_volumes and not volumes:
+        raise ValueError(
+            f"{images}: expected NIfTI volumes for the run in {trained.folder}, trained with augment.planes="
+            f"{trained.config.augment.planes}, found images"
+        )
     if volumes:
         _predict_volumes(volumes, predict, trained, out)
         return
@@ -184,7 +191,7 @@ def _volumes_of(images: Path) -> list[Path]:
     return [file for file in files if file.name.lower().endswith(SUFFIXES)]
 
 
-def _predict_volumes(files: Sequence[Path], predict: Predictor | Ensemble, trained: TrainedRun, out: Path) -> None:
+def _predict_volumes(files: Sequence[Path], predict: AnyPredictor, trained: TrainedRun, out: Path) -> None:
     """Write <stem>.nii.gz of volumes: masks of their axial planes, in the space of the file."""
     from tqdm import tqdm
 
@@ -202,10 +209,10 @@ def _predict_volumes(files: Sequence[Path], predict: Predictor | Ensemble, train
         except FaultyFile as fault:
             faults.append(f"{file}: {fault}")
             continue
-        masks = []
-        for plane in tqdm(levels, desc=file.name, unit="plane", disable=None):
-            maps = predict(np.repeat(plane[..., None], 3, axis=2))
-            masks.append(label_raster(maps, trained.outputs, thresholds))
+        planes = np.repeat(levels[..., None], 3, axis=3)
+        maps = predict(planes).swapaxes(0, 1) if predict.takes_volumes else map(predict, planes)
+        bar = tqdm(maps, desc=file.name, unit="plane", total=len(planes), disable=None)
+        masks = [label_raster(np.ascontiguousarray(of_plane), trained.outputs, thresholds) for of_plane in bar]
         write_bytes(out / f"{file.name.partition('.nii')[0]}.nii.gz", encode_like(volume, np.stack(masks)))
     print(f"Written: {len(files) - len(faults)} of {len(files)} volumes to {out}")
     if faults:
@@ -228,6 +235,8 @@ def predict_slides(
     trained = named_run(run)
     if trained.outputs.is_image or trained.outputs.is_class:
         raise ValueError(f"{trained.folder}: expected a run that makes masks, found task {trained.config.train.task}")
+    if trained.takes_volumes:
+        raise ValueError(f"{trained.folder}: expected a run that looks at images, found one of NIfTI volumes")
     if trained.outputs.cell is not None:
         raise ValueError(
             f"{trained.folder}: expected a run that maps pixels, found one of squares of {trained.outputs.cell} "
@@ -293,7 +302,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
 
 def _with_settings(
     trained: TrainedRun, overrides: Sequence[str], *, quick_engine: bool = False
-) -> Predictor | Ensemble:  # fmt: skip
+) -> AnyPredictor:  # fmt: skip
     """Return the run's predictor with its own settings but for those that are given; predict.engine=auto is chosen."""
     given = load_config(None, [*overrides])
     names = [override.partition("=")[0].split(".") for override in overrides]

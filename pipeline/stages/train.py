@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config, dump_config
-from pipeline.records.case import Case
+from pipeline.records.case import Case, read_cases
 from pipeline.records.files import write_bytes, write_json, write_text
 from pipeline.records.paths import Paths
 from pipeline.records.seen import RECORD, Seen
@@ -112,9 +112,10 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
     from tqdm import tqdm
 
     from pipeline import device
-    from pipeline.inference import Ensemble
+    from pipeline.case_maps import CaseMaps
+    from pipeline.inference import average
     from pipeline.instances import tune
-    from pipeline.records.rasters import read_image, read_label
+    from pipeline.records.rasters import read_label
     from pipeline.stains import normaliser_files
     from pipeline.trained import FROZEN, MODEL, open_run
 
@@ -146,11 +147,12 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
     for file in normaliser_files(paths.normalise) if config.normalise.method != "none" else ():
         write_bytes(paths.train / file.name, file.read_bytes())
     write_text(paths.train / FROZEN, dump_config(frozen))
-    predictors = [member.predictor(frozen.predict, frozen.compute) for member in members]
+    everything = read_cases(paths.cases)
+    maps = [CaseMaps(member.predictor(frozen.predict, frozen.compute), paths, everything) for member in members]
 
     def unseen(i: int) -> np.ndarray:
-        able = [one for one, seen in zip(predictors, trained_on, strict=True) if cases[i].case_id not in seen]
-        return Ensemble(able)(read_image(paths.image(cases[i].image)))
+        able = (one for one, seen in zip(maps, trained_on, strict=True) if cases[i].case_id not in seen)
+        return average(one(cases[i]) for one in able)
 
     thresholds, score = tune(
         unseen,
@@ -178,15 +180,18 @@ def _tune(paths: Paths, parts: dict[str, list[Case]]) -> tuple[Thresholds, float
     """Choose thresholds on the validation part only."""
     from tqdm import tqdm
 
+    from pipeline.case_maps import CaseMaps
     from pipeline.instances import tune
-    from pipeline.records.rasters import read_image, read_label
+    from pipeline.records.rasters import read_label
     from pipeline.trained import open_run
 
     validation = parts["validation"]
     trained = open_run(paths.train)
-    predict = trained.predictor(trained.config.predict, trained.config.compute)
+    maps = CaseMaps(
+        trained.predictor(trained.config.predict, trained.config.compute), paths, read_cases(paths.cases)
+    )  # fmt: skip
     return tune(
-        lambda i: predict(read_image(paths.image(validation[i].image))),
+        lambda i: maps(validation[i]),
         lambda i: read_label(paths.ingest / str(validation[i].label)),
         tqdm(range(len(validation)), desc="tune", unit="image", disable=None),
         trained.outputs,

@@ -15,7 +15,7 @@ from pipeline.stains.normaliser import Normalised, Normaliser, checked, tissue_a
 from pipeline.stains.optical_density import WHITE, sample_pixels
 
 if TYPE_CHECKING:
-    from pipeline.inference import Ensemble, Predictor
+    from pipeline.inference import AnyPredictor
     from pipeline.trained import TrainedRun
 
 
@@ -36,7 +36,7 @@ class Learned(Normaliser):
             )
         self.trained = trained
         self.compute = trained.compute_here(compute or ComputeSettings())
-        self.predict_: Predictor | Ensemble | None = None
+        self.predict_: AnyPredictor | None = None
 
     @classmethod
     def of_run(cls, folder: Path, compute: ComputeSettings | None = None) -> Self:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from pipeline.augmentation import Augmentation
+from pipeline.case_maps import CaseMaps, by_volume, read_planes
 from pipeline.config import Config
-from pipeline.inference import Predictor
+from pipeline.inference import AnyPredictor, prepare_volume
 from pipeline.instances import Thresholds, TooManyObjects, label_raster
 from pipeline.intensity import INTENSITIES, as_input
 from pipeline.losses import build_loss
@@ -51,7 +52,7 @@ class LabelledCrops(Crops):
 
     def cut(self, case: Case, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         """Return image (h, w, 3) uint8, target and valid, and weight where borders between objects count more."""
-        image, label = self._crop(image, learned, seed)
+        image, label = draw_known(lambda one: self.augmentation(image, learned, one), seed)
         planes, pixels = make_target(label, self.outputs.target, len(self.outputs.channels) - 1)
         if names := self.outputs.object_classes:
             planes = np.concatenate([planes, class_planes(label, case.classes or (), names)])
@@ -61,13 +62,40 @@ class LabelledCrops(Crops):
             sample["weight"] = fit_target(border_weights(label)[np.newaxis], pixels, *self.place)[0][0]
         return sample
 
-    def _crop(self, image: np.ndarray, learned: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw a crop, anew where all of it is unknown: much of a slide can be, and nothing is learned from it."""
-        for again in range(DRAWS):
-            crop, label = self.augmentation(image, learned, (seed + again) % 2**64)
-            if (label != IGNORED).any():
-                break
-        return crop, label
+
+class Blocks(Crops):
+    """Blocks of neighbouring planes and their labels, for a network of volumes; an epoch draws one a volume."""
+
+    def __init__(self, cases: Sequence[Case], paths: Paths, config: Config, outputs: Outputs, workers: int) -> None:
+        self.volumes = by_volume(cases)
+        super().__init__([planes[0] for planes in self.volumes.values()], config, workers)
+        self.paths, self.outputs, self.planes = paths, outputs, config.augment.planes
+        self.augmentation = Augmentation(config.augment)
+        self.prepare = INTENSITIES[config.train.intensity]
+
+    def read(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        """Return the prepared volume (planes, height, width, 3) and its label (planes, height, width)."""
+        planes = self.volumes[case.source]
+        label = np.stack([read_label(self.paths.ingest / str(plane.label)) for plane in planes])
+        return prepare_volume(self.prepare, read_planes(planes, self.paths)), label
+
+    def cut(self, case: Case, image: np.ndarray, learned: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        """Return image (planes, h, w, 3) uint8, target (channels, planes, h, w) and valid (planes, h, w)."""
+        block, label = draw_known(lambda one: self.augmentation.block(image, learned, self.planes, one), seed)
+        made = [make_target(plane, self.outputs.target, len(self.outputs.channels) - 1) for plane in label]
+        target = np.stack([planes for planes, _ in made], axis=1)
+        return {"image": block, "target": target, "valid": np.stack([valid for _, valid in made])}
+
+
+def draw_known(
+    draw: Callable[[int], tuple[np.ndarray, np.ndarray]], seed: int
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Draw a crop, anew where all of it is unknown: much of a slide can be, and nothing is learned from it."""
+    for again in range(DRAWS):
+        crop, label = draw((seed + again) % 2**64)
+        if (label != IGNORED).any():
+            break
+    return crop, label
 
 
 class Segmentation:
@@ -83,15 +111,21 @@ class Segmentation:
         self.outputs = outputs
         self.training = training
         self.validation = validation
+        if config.augment.dimensions == 3:
+            _refuse_divided_volumes(training, validation)
         torch.manual_seed(config.seed)
-        self.network = build_network(config.train.network, IMAGE_CHANNELS, len(outputs.channels))
+        self.network = build_network(
+            config.train.network, IMAGE_CHANNELS, len(outputs.channels), dimensions=config.augment.dimensions
+        )
         self.players = {NETWORK: Player(self.network, config.train.learning_rate)}
         self.loss = build_loss(
             config.train.loss, "softmax" if outputs.activation == "softmax" else "sigmoid", outputs.channels
         )
 
-    def crops(self, workers: int) -> LabelledCrops:
+    def crops(self, workers: int) -> LabelledCrops | Blocks:
         """Return the training crops."""
+        if self.config.augment.dimensions == 3:
+            return Blocks(self.training, self.paths, self.config, self.outputs, workers)
         return LabelledCrops(self.training, self.paths, self.config, self.outputs, workers, self.network)
 
     def step(
@@ -102,7 +136,7 @@ class Segmentation:
         truth = {name: whole_batch(batch[name]) for name in ("target", "valid", "weight") if name in batch}
         yield NETWORK, self.loss(logits, truth["target"], truth["valid"], truth.get("weight"))
 
-    def validate(self, predict: Predictor) -> dict[str, float]:
+    def validate(self, predict: AnyPredictor) -> dict[str, float]:
         """Score whole validation images at moderate thresholds: dice, iou and score (what 'best' means).
 
         score is the average precision over IoU 0.50 to 0.95 for objects, the Dice otherwise; means over images. An
@@ -110,9 +144,10 @@ class Segmentation:
         """
         name = "ap" if self.outputs.has_objects else "dice"
         rows = []
+        maps_of = CaseMaps(predict, self.paths, self.validation)
         for case in self.validation:
             assert case.label is not None
-            maps = predict(read_image(self.paths.image(case.image)))
+            maps = maps_of(case)
             try:
                 mask = label_raster(maps, self.outputs, Thresholds())
             except TooManyObjects:
@@ -122,3 +157,12 @@ class Segmentation:
             rows.append((row["dice"], row["iou"], row[name]))
         dice, iou, score = np.mean(rows, axis=0).tolist()
         return {"validation_dice": dice, "validation_iou": iou, "validation_score": score}
+
+
+def _refuse_divided_volumes(training: Sequence[Case], validation: Sequence[Case]) -> None:
+    shared = sorted(by_volume(training).keys() & by_volume(validation).keys())
+    if shared:
+        raise ValueError(
+            f"augment.planes: expected whole volumes in train or validation, found planes of {', '.join(shared[:3])} "
+            "in both; set split.groups=given"
+        )
