@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pipeline.inference import AnyPredictor
+from pipeline.inference import AnyPredictor, takes_volumes
 from pipeline.records.case import Case
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image
@@ -21,12 +21,12 @@ class CaseMaps:
 
     def __init__(self, predict: AnyPredictor, paths: Paths, cases: Iterable[Case]) -> None:
         self.predict, self.paths = predict, paths
-        self.volumes = by_volume(cases) if predict.takes_volumes else {}
+        self.volumes = by_volume(cases) if takes_volumes(predict) else None
         self._kept: tuple[str, np.ndarray] | None = None
 
     def __call__(self, case: Case) -> np.ndarray:
         """Return (channels, height, width) float32 in [0, 1]."""
-        if not self.predict.takes_volumes:
+        if self.volumes is None:
             return self.predict(read_image(self.paths.image(case.image)))
         planes = self.volumes[case.source]
         if self._kept is None or self._kept[0] != case.source:

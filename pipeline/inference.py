@@ -67,8 +67,6 @@ class Predictor:
     is drawn at random (a variational code in use as a sample) depends on the image's pixels alone.
     """
 
-    takes_volumes = False
-
     def __init__(
         self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
         border: int = 0, name: str = "the network", directions: tuple[int, int] | None = None,
@@ -344,7 +342,7 @@ class Ensemble:
 
     def __init__(self, members: Sequence[Callable[[np.ndarray], np.ndarray]]) -> None:
         self.members = members
-        kinds = {getattr(member, "takes_volumes", False) for member in members}
+        kinds = {takes_volumes(member) for member in members}
         if len(kinds) > 1:
             raise ValueError("train.members: expected runs of images, or runs of volumes, found both")
         self.takes_volumes = kinds == {True}
@@ -355,6 +353,11 @@ class Ensemble:
 
 
 AnyPredictor = Predictor | VolumePredictor | Ensemble
+
+
+def takes_volumes(predict: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether a predictor looks at the planes of a volume together, not at an image."""
+    return bool(getattr(predict, "takes_volumes", False))
 
 
 def predictor_of(

@@ -210,7 +210,7 @@ def _predict_volumes(files: Sequence[Path], predict: AnyPredictor, trained: Trai
             faults.append(f"{file}: {fault}")
             continue
         planes = np.repeat(levels[..., None], 3, axis=3)
-        maps = predict(planes).swapaxes(0, 1) if predict.takes_volumes else map(predict, planes)
+        maps = predict(planes).swapaxes(0, 1) if trained.takes_volumes else map(predict, planes)
         bar = tqdm(maps, desc=file.name, unit="plane", total=len(planes), disable=None)
         masks = [label_raster(np.ascontiguousarray(of_plane), trained.outputs, thresholds) for of_plane in bar]
         write_bytes(out / f"{file.name.partition('.nii')[0]}.nii.gz", encode_like(volume, np.stack(masks)))
