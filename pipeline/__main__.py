@@ -7,13 +7,17 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import __version__
-from pipeline.config import ComputeSettings, Config, ConfigError, describe, dump_config, load_config
-from pipeline.records.paths import Paths
 from pipeline.stages import BY_NAME, STAGES, Stage, StageNotReady
 from pipeline.stages import run as run_stage
+
+if TYPE_CHECKING:
+    from pipeline.config import ComputeSettings, Config
+    from pipeline.records.paths import Paths
 
 DEFAULT_CONFIG = Path("configs/sample.yaml")
 STUDIES = Path("configs/studies/ablation.yaml")
@@ -26,9 +30,26 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34, width=118)
 
 
+class Command(argparse.ArgumentParser):
+    """A command whose description is made when it is asked for: that of a stage lists all of its settings."""
+
+    describe: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        """The help, with what describe says."""
+        if self.describe is not None:
+            self.description = self.describe()
+        return super().format_help()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 where it succeeded, 2 where the user must change something, 130 where interrupted."""
+    # Its search for plugins goes through every installed package, and takes longer than all the rest of a help.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     options = _parser().parse_args(arguments)
+    # The settings' models take longer to build than the whole of --help.
+    from pipeline.config import ConfigError
+
     try:
         options.command(options)
     except ConfigError as error:
@@ -59,9 +80,12 @@ def _parser() -> argparse.ArgumentParser:
         "Start here: make train && make evaluate && make submission",
     )
     parser.add_argument("--version", action="version", version=f"stainseg {__version__}")
-    commands = parser.add_subparsers(metavar="<command>", required=True, title="commands", dest="name")
+    commands = parser.add_subparsers(
+        metavar="<command>", required=True, title="commands", dest="name", parser_class=Command
+    )
     for stage in STAGES:
-        command = _command(commands, stage.name, stage.summary, _run_stage, _stage_help(stage))
+        command = _command(commands, stage.name, stage.summary, _run_stage)
+        command.describe = partial(_stage_help, stage)
         _takes_config(command)
         command.add_argument("--with-needs", action="store_true", help="first run every stage that this one needs")
         command.add_argument("--force", action="store_true", help="redo it even if it is up to date, and overwrite")
@@ -181,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_codes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_codes(commands: argparse._SubParsersAction[Command]) -> None:
     encode = _command(
         commands, "encode", "store images as codes of a trained autoencoder", _encode,
         "encode: store images as codes of a trained autoencoder, and say what JPEG makes of the same bytes.\n\n"
@@ -214,12 +238,12 @@ def _add_codes(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[Command],
     name: str,
     summary: str,
     function: Callable[[argparse.Namespace], None],
     description: str = "",
-) -> argparse.ArgumentParser:
+) -> Command:
     command = commands.add_parser(
         name, help=summary, formatter_class=Formatter, description=description or f"{name}: {summary}."
     )  # fmt: skip
@@ -236,6 +260,8 @@ def _takes_config(command: argparse.ArgumentParser) -> None:
 
 
 def _stage_help(stage: Stage) -> str:
+    from pipeline.config import Config, describe
+
     lines = [
         f"{stage.name}: {stage.summary}.",
         "",
@@ -261,6 +287,9 @@ def _stage_help(stage: Stage) -> str:
 
 
 def _load(options: argparse.Namespace) -> tuple[Config, Paths]:
+    from pipeline.config import ConfigError, load_config
+    from pipeline.records.paths import Paths
+
     if options.config is not None and "=" in str(options.config):
         raise ConfigError(f"{options.config}: expected a file after -c, found a setting")
     config = load_config(options.config or DEFAULT_CONFIG, options.settings)
@@ -331,6 +360,8 @@ def _normalise_images(options: argparse.Namespace) -> None:
     missing = [flag for flag in ("images", "out") if getattr(options, flag) is None]
     if missing:
         raise ValueError(f"normalising images needs --images and --out; --{', --'.join(missing)} is missing")
+    from pipeline.config import load_config
+
     config = load_config(options.config, options.settings)
     idle = [f"--{flag.replace('_', '-')}" for flag in ("with_needs", "force") if getattr(options, flag)]
     idle += [setting for setting in options.settings if not setting.startswith(("normalise.", "compute."))]
@@ -372,6 +403,8 @@ def _compute(options: argparse.Namespace) -> ComputeSettings:
     idle = [setting for setting in options.settings if not setting.startswith("compute.")]
     if idle:
         raise ValueError(f"{options.name} takes settings of compute alone; leave out {', '.join(idle)}")
+    from pipeline.config import load_config
+
     return load_config(None, options.settings).compute
 
 
@@ -396,11 +429,14 @@ def _what_next(stage: Stage, options: argparse.Namespace, config: Config, paths:
 
 
 def _print_config(options: argparse.Namespace) -> None:
+    from pipeline.config import dump_config
+
     config, _ = _load(options)
     print(dump_config(config), end="")
 
 
 def _print_summary(options: argparse.Namespace) -> None:
+    from pipeline.config import Config
     from pipeline.networks import build_network, summary
     from pipeline.networks.classifier import build_classifier
     from pipeline.outputs import Outputs

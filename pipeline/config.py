@@ -5,10 +5,13 @@ Unknown keys, wrong types and bad ranges are refused together, in one message, e
 
 from __future__ import annotations
 
+import ast
 import difflib
 import types
 import typing
 from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +26,7 @@ class ConfigError(ValueError):
 class Settings(BaseModel):
     """The base of every section: unknown keys are refused and values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _names_a_group(pattern: str | None) -> str | None:
@@ -727,8 +730,23 @@ def describe(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
             yield from describe(field.annotation, f"{path}.")
         else:
             default = field.get_default(call_default_factory=True)
-            meaning = " ".join((field.description or "").split())
-            yield path, _words(field.annotation), default, meaning
+            yield path, _words(field.annotation), default, _meanings()[model.__name__, name]
+
+
+@cache
+def _meanings() -> dict[tuple[str, str], str]:
+    """The text under each setting of this file, by section and name.
+
+    Read when it is asked for, and once: pydantic's own way reads the file again for every section, at every start.
+    """
+    sections = [node for node in ast.parse(Path(__file__).read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
+    return {
+        (section.name, field.target.id): " ".join(text.value.value.split())
+        for section in sections
+        for field, text in pairwise(section.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }  # fmt: skip
 
 
 def _words(annotation: Any) -> str:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import subprocess
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +117,9 @@ def folder_digest(folder: Path, cache: Path) -> str:
 
 def provenance(seed: int, seconds: float, root: Path) -> dict[str, Any]:
     """What else is worth knowing of a run: seed, versions, commit, machine, seconds; outside every comparison."""
+    import platform
+    from importlib import metadata
+
     versions = {"stainseg": __version__, "python": platform.python_version()}
     for name in VERSIONED:
         try:
@@ -136,6 +136,8 @@ def provenance(seed: int, seconds: float, root: Path) -> dict[str, Any]:
 
 
 def _commit(root: Path) -> str | None:
+    import subprocess
+
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

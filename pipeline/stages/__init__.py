@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.config import Config, completed
 from pipeline.records import manifest as manifests
 from pipeline.records.files import file_hash, write_json
-from pipeline.records.paths import Paths
 from pipeline.torchrun import first_trains, processes, tell_others
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.records.paths import Paths
 
 NEVER_CHANGES_A_RESULT = {
     "compute": ("workers", "scheduler"),
@@ -173,6 +175,8 @@ def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
 
 def _with_defaults(made_from: dict[str, Any]) -> dict[str, Any]:
     """Take settings that came after a result was made as their defaults, so that it is not stale for want of them."""
+    from pipeline.config import completed
+
     dumped = made_from | {"settings": completed(made_from["settings"])}
     for key, names in NEVER_CHANGES_A_RESULT.items():
         for name in names:
