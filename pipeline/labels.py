@@ -28,6 +28,8 @@ LOW, BRIGHT = 32, 0.9
 REGIONS_A_VALUE = 1.25
 """Object ids form about one connected region each; class ids form many."""
 
+EMPTY_OUTLINE = "empty outline"
+"""Remark on outlines that hold no pixel of their image."""
 _SHOWN = 3
 
 
@@ -185,7 +187,7 @@ def from_outlines(outlines: Sequence[Outline], shape: tuple[int, int], *, by_cla
             boxes.append(box)
             classes.append(outline.class_id)
             names.append(outline.class_name)
-    remarks = [Remark("repaired", "empty outline", f"{_some(empty)}: no pixel of the image; dropped")] if empty else []
+    remarks = [Remark("repaired", EMPTY_OUTLINE, f"{_some(empty)}: no pixel of the image; dropped")] if empty else []
     if len(boxes) > MAXIMUM_OBJECTS:
         raise _too_many(len(boxes))
     raster, kept, more = _painted(boxes, shape)

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.config import IngestSettings
 from pipeline.labels import (
+    EMPTY_OUTLINE,
     Label,
     Meaning,
     ValueSurvey,
@@ -312,7 +313,9 @@ def _outlined(checked: Checked, outlines: tuple[Outline, ...], *, by_class: bool
     except FaultyFile as fault:
         checked.note(checked.case.image, fault)
         return None
-    checked.remarks += label.remarks
+    # What holds no pixel of one tile of a slide lies on another.
+    in_part = checked.case.window is not None
+    checked.remarks += [remark for remark in label.remarks if not (in_part and remark.fault == EMPTY_OUTLINE)]
     return label
 
 

@@ -7,7 +7,8 @@ import importlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,7 +233,31 @@ def _require(stage: Stage, config: Config, paths: Paths) -> None:
         )
 
 
+@contextmanager
+def _alone(stage: Stage, paths: Paths) -> Iterator[None]:
+    """Wait until no other command makes this result; the system lets go of what a killed one held."""
+    from filelock import FileLock, Timeout
+
+    folder = paths.root / "data" / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{_name(stage.manifest_file(paths), paths).replace('/', '-')}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{stage.name:<9} waiting for another command that makes {stage.folder(paths)}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _run_one(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
+    with _alone(stage, paths):
+        _make(stage, config, paths, force=force)
+
+
+def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
     module = importlib.import_module(f"pipeline.stages.{stage.name}")
     folder, file = stage.folder(paths), stage.manifest_file(paths)
     if hasattr(module, "prepare"):

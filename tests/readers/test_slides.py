@@ -15,7 +15,7 @@ from pipeline.config import Config, IngestSettings, load_config
 from pipeline.labels import from_outlines
 from pipeline.readers import READERS, RawDataset, layout_of
 from pipeline.records.case import IGNORED, Case, read_cases
-from pipeline.records.findings import FaultyFile
+from pipeline.records.findings import FaultyFile, read_findings
 from pipeline.records.outline import Outline
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
@@ -95,6 +95,14 @@ def test_tiles_are_the_slide_at_the_wanted_resolution_with_labels_in_place(tmp_p
         np.testing.assert_array_equal(read_image(paths.ingest / case.image), seen[place(case)])
         np.testing.assert_array_equal(label > 0, whole[place(case)] > 0)
         assert label.max() == np.unique(whole[place(case)][whole[place(case)] > 0]).size
+
+
+def test_an_outline_beside_a_tile_is_no_repair(tmp_path: Path) -> None:
+    # Its box meets the lower right tile, none of its pixels does.
+    corner = [[740.0, 700.0], [830.0, 700.0], [740.0, 830.0]]
+    put(tmp_path / "data" / "raw" / "slides", [feature(polygon(*NUCLEI[0])), feature(corner)])
+    paths, cases = ingested(tmp_path)
+    assert len(cases) == 4 and read_findings(paths.findings) == []
 
 
 def test_regions_say_what_was_looked_at(tmp_path: Path) -> None:

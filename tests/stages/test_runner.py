@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,6 +163,32 @@ def test_an_interrupted_stage_is_not_finished_and_carries_on(recorder, tmp_path,
     capsys.readouterr()
     assert recorder.go(tmp_path, "split", with_needs=True) == ["split"]
     assert "carrying on" in capsys.readouterr().out
+
+
+def test_a_second_command_waits_for_the_first_and_makes_nothing_twice(recorder, tmp_path, capsys) -> None:
+    module = sys.modules["pipeline.stages.split"]
+    begun, go_on, run = threading.Event(), threading.Event(), module.run
+
+    def slow(config: Config, paths: Paths) -> list[str]:
+        begun.set()
+        assert go_on.wait(20)
+        return run(config, paths)
+
+    module.run = slow  # type: ignore[attr-defined]
+    config = load_config(None, [])
+    paths = Paths.of(config, tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(stages.run, "split", config, paths, with_needs=True)
+        assert begun.wait(20)
+        second = pool.submit(stages.run, "split", config, paths, with_needs=True)
+        while "waiting for another command" not in (said := capsys.readouterr().out):
+            assert not second.done()
+            time.sleep(0.01)
+        go_on.set()
+        first.result(20)
+        second.result(20)
+    assert f"split     waiting for another command that makes {paths.split}" in said
+    assert recorder.runs.count("split") == 1
 
 
 def test_an_interrupted_stage_with_other_settings_starts_clean(recorder, tmp_path) -> None:
