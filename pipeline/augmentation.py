@@ -61,19 +61,24 @@ class Augmentation:
             raise ValueError(f"expected an image (h, w, 3) and a label (h, w), found {image.shape} and {label.shape}")
         generator = np.random.default_rng(seed)
         image, label = self._move(image, label, generator, cv2.INTER_NEAREST)
+        return self._change(image, generator, seed), label
+
+    def _change(self, image: np.ndarray, generator: np.random.Generator, seed: int) -> np.ndarray:
+        """Change what pixels show, and not where it is."""
         if self.pixels is None:
-            return image, label
+            return image
         if self.settings.stain_jitter and is_stained(image):
             image = jitter_stains(image, self.settings.stain_jitter, generator)
         # Its own set_random_seed gives every transform the same stream, so that blur, noise and dropout always come
         # together; one stream shared by all keeps them independent.
         self.pixels.set_random_state(generator, random.Random(seed))
-        return self.pixels(image=image)["image"], label
+        changed: np.ndarray = self.pixels(image=image)["image"]
+        return changed
 
     def block(
         self, image: np.ndarray, label: np.ndarray, planes: int, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Cut so many neighbouring planes out of a volume and crop and augment all of them alike.
+        """Cut so many neighbouring planes out of a volume, move all of them alike and change them as one image.
 
         image: (planes, height, width, 3) uint8; label: (planes, height, width) uint16. A volume of fewer planes is
         mirrored at its ends; half of the blocks are turned upside down. Returns the same with planes and crop as sides.
@@ -84,9 +89,16 @@ class Augmentation:
         places = _mirrored_places(np.arange(start, start + planes), len(image))
         if self.settings.recipe != "none" and generator.random() < 0.5:
             places = places[::-1]
-        # The same seed and size: the same geometry, and the same changes of pixels.
-        crops, labels = zip(*(self(image[place], label[place], seed) for place in places), strict=True)
-        return np.stack(crops), np.stack(labels)
+        crops, labels = [], []
+        for place in places:
+            # The same seed and size: the same move.
+            generator = np.random.default_rng(seed)
+            crop, crop_label = self._move(image[place], label[place], generator, cv2.INTER_NEAREST)
+            crops.append(crop)
+            labels.append(crop_label)
+        # One below the other, so that light changes by one rule for all and noise is drawn for each.
+        changed = self._change(np.concatenate(crops), generator, seed)
+        return changed.reshape(planes, *crops[0].shape), np.stack(labels)
 
     def move_pair(self, image: np.ndarray, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Crop and move two images of one tissue alike; their colours stay. (height, width, 3) uint8 RGB each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,7 +37,10 @@ class CaseMaps:
 
 
 def by_volume(cases: Iterable[Case]) -> dict[str, list[Case]]:
-    """Gather the planes of each volume, by its raw file, in their order. Raises ValueError for cases that are none."""
+    """Gather the planes of each volume, by its raw file, in their order.
+
+    Raises ValueError for cases that are none, and for volumes of which planes in between are missing.
+    """
     volumes: dict[str, list[Case]] = {}
     cases = list(cases)
     images = [case.case_id for case in cases if case.plane is None]
@@ -47,6 +51,17 @@ def by_volume(cases: Iterable[Case]) -> dict[str, list[Case]]:
         )
     for case in sorted(cases, key=lambda case: case.plane or 0):
         volumes.setdefault(case.source, []).append(case)
+    gaps = [
+        f"{source} without {case.plane + 1}"
+        for source, planes in volumes.items()
+        for case, following in pairwise(planes)
+        if case.plane is not None and following.plane != case.plane + 1
+    ]
+    if gaps:
+        raise ValueError(
+            f"augment.planes: expected neighbouring planes, found {len(gaps)} gap(s) ({', '.join(gaps[:3])}); leave "
+            "out whole volumes with ingest.exclude, and keep each in one group"
+        )
     return volumes
 
 

@@ -348,7 +348,7 @@ class Ensemble:
         self.takes_volumes = kinds == {True}
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8."""
+        """Return what its members do, averaged: (channels, [planes,] height, width) float32 in [0, 1]."""
         return average(member(image) for member in self.members)
 
 

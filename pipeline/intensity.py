@@ -27,10 +27,10 @@ def stretch(image: np.ndarray) -> np.ndarray:
 
 
 def balance(image: np.ndarray) -> np.ndarray:
-    """Stretch each channel of an image by percentiles of its own, so that its glass or ground becomes white.
+    """Stretch each channel of an image by percentiles of its own, so that what is brightest in each becomes white.
 
     image: (height, width, 3) uint8; returns the same. Tissue on yellow, grey or white ground becomes alike; what is
-    grey stays grey.
+    grey stays grey. An image of one colour alone has nothing to be told by, and becomes grey.
     """
     return looked_up(balance_table(count_levels(image)), image)
 

@@ -26,12 +26,14 @@ from pipeline.config import (
 from pipeline.device import freeze
 from pipeline.inference import Ensemble, VolumePredictor, predictor_of
 from pipeline.networks import Network, build_network
+from pipeline.networks.named import AnyVolume
 from pipeline.records.case import Case, read_cases
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label, read_probabilities
 from pipeline.records.volumes import read_volume
 from pipeline.stages import run
 from pipeline.stages.predict import predict_images, predict_slides
+from pipeline.tasks.segmentation import _refuse_divided_volumes
 from pipeline.trained import open_run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "nifti_volumes.yaml"
@@ -55,10 +57,25 @@ def test_all_planes_of_a_block_are_moved_and_changed_alike(seed: int, planes: in
     generator = np.random.default_rng(0)
     plane = generator.integers(0, 256, (50, 40, 3)).astype(np.uint8)
     label = generator.integers(0, 3, (50, 40)).astype(np.uint16)
-    augmentation = Augmentation(AugmentSettings(crop=32, colour=1.0, noise=0.5, elastic=0.5))
+    augmentation = Augmentation(AugmentSettings(crop=32, colour=1.0, noise=0.0, blur=0.0, dropout=0.0, elastic=0.5))
     block, labels = augmentation.block(np.stack([plane] * 4), np.stack([label] * 4), planes, seed)
     assert block.shape == (planes, 32, 32, 3) and labels.shape == (planes, 32, 32)
     assert (block == block[0]).all() and (labels == labels[0]).all()
+
+
+def test_light_changes_by_one_rule_in_all_planes_and_noise_is_drawn_for_each() -> None:
+    planes = np.full((4, 32, 32, 3), 100, np.uint8)
+    planes[2:, 16:] = 250
+    label = np.zeros(planes.shape[:3], np.uint16)
+    settings = {"crop": 32, "scale": (1.0, 1.0), "elastic": 0.0, "blur": 0.0, "dropout": 0.0, "grey": 0.0}
+    lit = Augmentation(AugmentSettings(**settings, colour=1.0, noise=0.0))  # type: ignore[arg-type]
+    noisy = Augmentation(AugmentSettings(**settings, colour=0.0, noise=1.0, stain_jitter=0.0))  # type: ignore[arg-type]
+    for seed in range(12):
+        block, _ = lit.block(planes, label, 4, seed)
+        # Two levels in, two levels out, whichever planes hold them.
+        assert len(np.unique(block.reshape(-1, 3), axis=0)) == 2
+        block, _ = noisy.block(planes, label, 4, seed)
+        assert (block[0] != block[1]).any() and (block[2] != block[3]).any()
 
 
 def test_blocks_are_neighbouring_planes_in_both_directions_and_reach_all() -> None:
@@ -87,6 +104,18 @@ def test_networks_of_volumes_keep_every_size(name: str) -> None:
     assert isinstance(network, Network) and network.dimensions == 3
     with torch.inference_mode():
         assert network(torch.rand(1, 3, 5, 33, 40)).shape == (1, 2, 5, 33, 40)
+
+
+def test_a_volume_of_whole_multiples_is_not_padded() -> None:
+    arguments = {"channels": [4, 8, 8], "strides": [[1, 2, 2], 2], "num_res_units": 0}
+    network = build_network(NetworkSettings(name="monai:UNet", arguments=arguments), 3, 2, dimensions=3).eval()
+    assert isinstance(network, AnyVolume) and network.multiples == (2, 4, 4)
+    seen: list[tuple[int, ...]] = []
+    network.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    with torch.inference_mode():
+        network(torch.rand(1, 3, 2, 8, 4))
+        network(torch.rand(1, 3, 3, 5, 9))
+    assert seen == [(2, 8, 4), (4, 8, 12)]
 
 
 def test_networks_of_images_are_refused_for_volumes() -> None:
@@ -252,14 +281,37 @@ def plane(case_id: str, source: str, number: int | None) -> Case:
 
 
 def test_planes_are_gathered_by_volume_in_their_order() -> None:
-    cases = [plane("b1", "b.nii", 1), plane("a2", "a.nii", 2), plane("b0", "b.nii", 0), plane("a0", "a.nii", 0)]
+    cases = [plane("b1", "b.nii", 1), plane("a3", "a.nii", 3), plane("b0", "b.nii", 0), plane("a2", "a.nii", 2)]
     found = {name: [case.case_id for case in planes] for name, planes in by_volume(cases).items()}
-    assert found == {"a.nii": ["a0", "a2"], "b.nii": ["b0", "b1"]}
+    assert found == {"a.nii": ["a2", "a3"], "b.nii": ["b0", "b1"]}
+    with pytest.raises(ValueError, match=r"1 gap\(s\) \(a\.nii without 1\); leave out whole volumes"):
+        by_volume([plane("a2", "a.nii", 2), plane("a0", "a.nii", 0)])
     with pytest.raises(ValueError, match=r"expected planes of volumes \(layout nifti\), found 1 image\(s\) \(x\)"):
         by_volume([plane("x", "x.png", None)])
 
 
+@pytest.mark.parametrize("planes", [(0, 1, 2), (0, 2, 4)])
+def test_a_volume_that_is_partly_tested_on_is_not_learned(planes: tuple[int, ...]) -> None:
+    whole = [plane(f"a{number}", "a.nii", number) for number in range(7)]
+    with pytest.raises(ValueError, match=r"augment\.planes: expected (every volume in one part|neighbouring planes)"):
+        _refuse_divided_volumes([[whole[number] for number in planes]], whole)
+    _refuse_divided_volumes([whole, []], whole)
+
+
+def test_members_of_images_and_of_volumes_are_refused_before_anything_is_tuned(trained: Path) -> None:
+    flat = [setting for setting in TINY if "network" not in setting and "planes" not in setting]
+    config = load_config(
+        CONFIG, [*flat, "augment.planes=1", "train.network={name: unet, width: 4, depth: 2}", "run=flat"]
+    )
+    run("train", config, Paths.of(config, trained), with_needs=True)
+    both = load_config(
+        None, ["dataset=nifti", "split.groups=given", "run=mix", "train={members: [nifti_volumes, flat]}"]
+    )
+    with pytest.raises(ValueError, match=r"flat has dimensions 2, .*nifti_volumes 3"):
+        run("train", both, Paths.of(both, trained), with_needs=True)
+
+
 def test_planes_of_one_volume_on_both_sides_are_refused(trained: Path, tmp_path: Path) -> None:
     config, paths = settings_of(trained, "split.groups=none", "split.name=torn", "run=torn")
-    with pytest.raises(ValueError, match=r"expected whole volumes in train or validation.*set split\.groups=given"):
+    with pytest.raises(ValueError, match=r"augment\.planes: expected (neighbouring planes|every volume in one part)"):
         run("train", config, paths, with_needs=True)

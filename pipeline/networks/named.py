@@ -80,7 +80,7 @@ class AnySize(Network):
 
 
 class AnyVolume(Network):
-    """A network of three dimensions that wants multiples of some size, for every size: pad, run, crop back.
+    """A network of three dimensions that wants multiples of some size a side, for every size: pad, run, crop back.
 
     (N, channels, planes, H, W) float to logits (N, outputs, planes, H, W). What lies beyond a side repeats its last
     voxels. Raises ValueError where the output is no map of the volume's size.
@@ -88,14 +88,14 @@ class AnyVolume(Network):
 
     dimensions = 3
 
-    def __init__(self, network: nn.Module, name: str, multiple: int) -> None:
+    def __init__(self, network: nn.Module, name: str, multiples: tuple[int, int, int]) -> None:
         super().__init__()
-        self.network, self.name, self.multiple = network, name, multiple
+        self.network, self.name, self.multiples = network, name, multiples
 
     def forward(self, volume: Tensor) -> Tensor:
         """Logits at the volume's own size."""
         sides = volume.shape[2:]
-        beyond = [max(2 * self.multiple, -(-side // self.multiple) * self.multiple) - side for side in sides]
+        beyond = [-side % multiple for side, multiple in zip(sides, self.multiples, strict=True)]
         padded = nn.functional.pad(volume, [0, beyond[2], 0, beyond[1], 0, beyond[0]], mode="replicate")
         logits = self.network(padded)
         if not isinstance(logits, Tensor) or logits.shape[2:] != padded.shape[2:]:
@@ -369,7 +369,8 @@ def build_monai(
     if dimensions == 3:
         if "img_size" in settings:
             raise ValueError(f"monai:{name}: expected a network that takes volumes of any size, found one of one size")
-        return AnyVolume(network, f"monai:{name}", _multiple(settings))
+        planes, rows, columns = (_multiple(settings, axis) for axis in range(3))
+        return AnyVolume(network, f"monai:{name}", (planes, rows, columns))
     if "img_size" in settings:
         side = settings["img_size"]
         side = side if isinstance(side, int) else max(side)
@@ -378,8 +379,9 @@ def build_monai(
     return AnySize(network, f"monai:{name}", multiple, least=2 * multiple)
 
 
-def _multiple(settings: dict[str, Any]) -> int:
-    """By how much the network shrinks the image; 32 where its arguments do not say."""
-    if "strides" in settings:
-        return math.prod(stride if isinstance(stride, int) else max(stride) for stride in settings["strides"])
-    return 32
+def _multiple(settings: dict[str, Any], axis: int | None = None) -> int:
+    """By how much the network shrinks the image along an axis, or any of them; 32 where its arguments do not say."""
+    if "strides" not in settings:
+        return 32
+    strides = [[stride] * 3 if isinstance(stride, int) else stride for stride in settings["strides"]]
+    return math.prod(max(stride) if axis is None else stride[axis] for stride in strides)

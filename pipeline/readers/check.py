@@ -6,6 +6,7 @@ over the whole data set, so a case that depends on it is read again, by `finish_
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -37,8 +38,10 @@ from pipeline.records.decode import Decoded, bit_depth, decode, from_array, to_p
 from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
-from pipeline.records.slides import View, open_slide
+from pipeline.records.slides import IdRaster, View, open_slide
 from pipeline.records.volumes import class_ids, grey_levels, read_volume, same_space
+
+_opening = threading.Lock()
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Checked:
     there are faults, and where they wait for the whole data set.
     bits: depth of image and target where one has more than 8 bits a channel;
     survey: values of a label raster; objects: how many the label has, and
-    classes: theirs where they are told; both stay when its pixels are dropped.
+    classes: theirs where they are told; unknown: whether all of its pixels are; these stay when the pixels are dropped.
     """
 
     case: RawCase
@@ -63,6 +66,7 @@ class Checked:
     survey: ValueSurvey | None = None
     objects: int = 0
     classes: list[str] | None = None
+    unknown: bool = False
     faults: list[Fault] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
 
@@ -80,6 +84,7 @@ class Checked:
         """Keep what is known of a label beside its pixels."""
         if label is not None:
             self.objects, self.classes = label.count, None if label.classes is None else list(label.classes)
+            self.unknown = bool((label.raster == IGNORED).all())
 
     def drop_pixels(self) -> None:
         """Forget the pixels once they are written, so that memory holds a few cases at a time."""
@@ -265,10 +270,35 @@ def _decoded(raw: RawFolder, case: RawCase, name: str, settings: IngestSettings)
     return decode(name, raw.read(name), "image") if case.index is None else from_array(raw.array(name)[case.index])
 
 
-@lru_cache(maxsize=4)
+def _decoded_ids(raw: RawFolder, case: RawCase, name: str, settings: IngestSettings) -> np.ndarray:
+    assert case.window is not None
+    with _opening:
+        mask = _mask(raw, name)
+    return _viewed(raw, case.image, settings.mpp, settings.shrink).ids(mask, *case.window)
+
+
 def _viewed(raw: RawFolder, name: str, mpp: float | None, shrink: int) -> View:
+    # Several threads would each open, and decode, what they miss at once.
+    with _opening:
+        return _view(raw, name, mpp, shrink)
+
+
+@lru_cache(maxsize=4)
+def _view(raw: RawFolder, name: str, mpp: float | None, shrink: int) -> View:
     """A slide as it is looked at, kept open for its next tile."""
     return View.at(open_slide(raw.path(name)), mpp, shrink)
+
+
+@lru_cache(maxsize=2)
+def _mask(raw: RawFolder, name: str) -> IdRaster:
+    """A slide's mask, kept open for its next tile."""
+    return IdRaster(raw.path(name))
+
+
+def forget() -> None:
+    """Let go of the slides and volumes that were kept for their next part."""
+    for kept in (_view, _mask, _volume):
+        kept.cache_clear()
 
 
 def _check_table(case: RawCase, shape: tuple[int, ...]) -> None:
@@ -337,8 +367,7 @@ def _of_planes(raw: RawFolder, checked: Checked, name: str) -> Label | None:
 def _plane(raw: RawFolder, case: RawCase, settings: IngestSettings) -> tuple[np.ndarray, list[Remark]]:
     name = str(case.raster)
     if case.window is not None:
-        view = _viewed(raw, case.image, settings.mpp, settings.shrink)
-        return view.ids(_viewed(raw, name, None, 1).slide, *case.window), []
+        return integers(_decoded_ids(raw, case, name, settings))
     plane, remarks = to_plane(decode(name, raw.read(name), "label"))
     whole, more = integers(plane)
     return whole, [*remarks, *more]

@@ -1,11 +1,11 @@
 """Whole slides with what was drawn or painted on them: every tile of tissue is a case, the slide its group.
 
     slides/<name>.svs with annotations/<name>.geojson (QuPath) or .xml (Aperio), or both in one folder
-    slides/<name>.svs with masks/<name>.tif: a raster of class or object ids of the slide's form, finer or coarser
+    slides/<name>.svs with masks/<name>.tif (or .png): a raster of class or object ids of the slide's form, any size
 
-Slides are what OpenSlide and tifffile read; plain TIFFs count as slides in a folder slides/ or wsi/.
-They are looked at with ingest.mpp microns a pixel (or at 1/ingest.shrink of their finest level) and cut into tiles of
-ingest.tile pixels at most; nothing larger than a tile is ever decoded.
+Slides are what OpenSlide and tifffile read; plain TIFFs count as slides in a folder slides/ or wsi/. They are looked at
+with ingest.mpp microns a pixel (or at 1/ingest.shrink of their finest level) and cut into tiles of ingest.tile pixels
+at most; of slides and of masks in TIFF no more than a tile is decoded at a time.
 
 Outlines are in pixels of the finest level, as QuPath and ImageScope write them. Where outlines of the classes in
 REGIONS say what was looked at, tiles are taken from there alone and pixels outside are unknown, as where two such
@@ -14,6 +14,7 @@ regions overlap; without any, all tissue counts as looked at. What is outlined a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -29,7 +30,7 @@ from pipeline.records.case import LabelKind
 from pipeline.records.findings import Fault, FaultyFile, Finding
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
-from pipeline.records.slides import View, open_slide
+from pipeline.records.slides import IdRaster, View, open_slide
 
 SCANNED = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".dcm")
 """Suffixes that slides alone have."""
@@ -50,25 +51,31 @@ def recognises(raw: RawFolder) -> bool:
 
 
 def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
-    """Name every tile of every slide that has outlines or a mask. Raises ValueError where there are none."""
+    """Name every tile of every slide that has outlines or a mask.
+
+    Raises ValueError where there are none, or some slides have outlines and others masks.
+    """
     slides = [name for name in raw.files() if _is_slide(name)]
+    alike = Counter(map(_key, slides))
     told: dict[str, list[str]] = {}
     for name in raw.files():
         if _is_outline(name) or _is_mask(name):
             told.setdefault(_key(name), []).append(name)
-    ids = case_ids([stem_of(name) for name in slides], SLIDE_FOLDERS)
+    ids = case_ids([stem_of(name) for name in dict.fromkeys(slides)], SLIDE_FOLDERS | {"images"})
     cases: list[RawCase] = []
     faults: list[Fault] = []
     findings: list[Finding] = []
     unlabelled = []
     for name in slides:
-        slide_id, files = ids[stem_of(name)], told.pop(_key(name), [])
+        slide_id, files = ids[stem_of(name)], told.get(_key(name), [])
         if not files:
             unlabelled.append(name)
             continue
-        if len(files) > 1:
-            expected, found = "one file of outlines, or one mask", ", ".join(files)
-            faults.append(Fault(slide_id, "several labels", name, expected, found, "delete or rename the others"))
+        if len(files) > 1 or alike[_key(name)] > 1:
+            expected = "one slide of the name, with one file of outlines or one mask"
+            same = [other for other in slides if _key(other) == _key(name)]
+            found = ", ".join([*same, *files])
+            faults.append(Fault(slide_id, "several files", name, expected, found, "delete or rename the others"))
             continue
         found_cases, found_faults, found_findings = _tiles(raw, slide_id, name, files[0], settings)
         cases += found_cases
@@ -82,11 +89,17 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     if unlabelled:
         detail = f"{len(unlabelled)} for `predict --slides`, not read: {', '.join(unlabelled[:3])}"
         findings.append(Finding("", "noted", "slide without outlines or mask", detail))
-    if left := sorted(name for names in told.values() for name in names):
+    if left := sorted(name for key, names in told.items() if not alike[key] for name in names):
         detail = f"{len(left)} of no slide: {', '.join(left[:3])}"
         findings.append(Finding("", "noted", "outlines or mask without slide", detail))
-    cases, numbers = with_class_numbers(cases, settings)
+    painted = sorted({case.image for case in cases if case.outlines is None})
     by_outlines = any(case.outlines is not None for case in cases)
+    if painted and by_outlines:
+        raise ValueError(
+            f"{raw.folder}: expected outlines for every slide, or a mask for every slide, found masks for "
+            f"{', '.join(painted[:3])} and outlines for others; bring them to one form"
+        )
+    cases, numbers = with_class_numbers(cases, settings)
     drawn: LabelKind = "semantic" if settings.label_kind == "semantic" else "instance"
     return RawDataset(tuple(cases), tuple(faults), tuple(findings + numbers), label_kind=drawn if by_outlines else None)
 
@@ -94,49 +107,58 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
 def _tiles(
     raw: RawFolder, slide_id: str, name: str, label: str, settings: IngestSettings
 ) -> tuple[list[RawCase], list[Fault], list[Finding]]:
-    """Cut one slide: a case for every tile that shows tissue, or a region that was looked at."""
+    """Cut one slide: a case for every tile that shows tissue or holds a label, or a region that was looked at."""
     findings: list[Finding] = []
-    outlines: list[Outline] | None = None
+    drawn: list[Outline] | None = None
+    regions: list[Outline] = []
     at_fault = name
     try:
         with open_slide(raw.path(name)) as slide:
             view = View.at(slide, settings.mpp, settings.shrink)
             blocks = even_blocks(view, settings.tile)
-            tissue = find_tissue(view, blocks)
+            tissue = set(find_tissue(view, blocks))
             mpp = None if slide.mpp is None else slide.mpp * view.scale
             if settings.mpp is not None and view.scale < CLOSER:
                 detail = f"{name}: {settings.mpp:g} microns a pixel asked for, {slide.mpp:.4g} scanned: enlarged"
                 findings.append(Finding(slide_id, "noted", "enlarged slide", detail))
+        at_fault = label
         if _is_outline(label):
-            at_fault = label
             outlines, others = parse_outlines(label, raw.read(label))
-            outlines = [_scaled(outline, view.scale) for outline in outlines]
             if others:
                 detail = f"{label}: {others} shape(s) that are no polygons were left out"
                 findings.append(Finding(slide_id, "repaired", "no polygon", detail))
+            scaled = [_scaled(outline, view.scale) for outline in outlines if any(map(len, outline.rings))]
+            regions = [outline for outline in scaled if (outline.class_name or "").lower() in REGIONS]
+            drawn = [outline for outline in scaled if (outline.class_name or "").lower() not in REGIONS]
+            places, looked_at = _places(drawn, blocks), _places(regions, blocks)
+            labelled = {block for block, within in zip(blocks, places, strict=True) if within.size}
+        else:
+            mask = IdRaster(raw.path(label))
+            labelled = {block for block in blocks if block not in tissue and view.ids(mask, *block).any()}
+            mask.close()
     except FaultyFile as fault:
         return [], [fault.at(slide_id, at_fault)], findings
-    regions = [outline for outline in outlines or () if (outline.class_name or "").lower() in REGIONS]
-    drawn = [outline for outline in outlines or () if outline not in regions]
-    shown = blocks if regions else sorted({*tissue, *_touched(blocks, drawn)})
     cases = []
-    for block in shown:
-        if regions and not _within(regions, block):
+    for number, block in enumerate(blocks):
+        if not (looked_at[number].size if regions else block in tissue or block in labelled):
             continue
         top, left, _, _ = block
         case = RawCase(
             f"{slide_id}_y{top:06d}_x{left:06d}", name, labelled=True, group=slide_id, mpp=mpp, window=block,
-            raster=label if outlines is None else None,
+            raster=label if drawn is None else None,
         )  # fmt: skip
-        if outlines is not None:
-            own = [_moved(outline, block) for outline in _within(drawn, block)]
+        if drawn is not None:
+            own = [_moved(drawn[index], block) for index in places[number]]
             if regions:
-                own.append(_outside(_within(regions, block), block))
+                own.append(_outside([regions[index] for index in looked_at[number]], block))
             case = replace(case, outlines=tuple(own))
         cases.append(case)
-    if not cases:
-        detail = f"{label}: nothing of it lies on the slide's tissue"
-        findings.append(Finding(slide_id, "noted", "slide without tiles", detail))
+    taken = {case.window for case in cases}
+    detail = f"{name}: {len(blocks) - len(taken)} of {len(blocks)} hold neither tissue nor label, or no region"
+    findings.append(Finding(slide_id, "noted", "tiles left out", detail))
+    if beyond := sum(block not in taken for block in labelled):
+        detail = f"{label}: outlines on {beyond} tile(s) that no region meets were left out"
+        findings.append(Finding(slide_id, "noted", "outlines outside regions", detail))
     return cases, [], findings
 
 
@@ -144,26 +166,15 @@ def _scaled(outline: Outline, scale: float) -> Outline:
     return replace(outline, rings=tuple(ring / scale for ring in outline.rings))
 
 
-def _box(outline: Outline) -> tuple[float, float, float, float]:
-    """Top, left, below and right."""
-    points = np.concatenate(outline.rings)
-    (left, top), (right, below) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-    return top, left, below, right
-
-
-def _within(outlines: Sequence[Outline], block: Block) -> list[Outline]:
-    """Outlines whose box meets a block."""
-    top, left, height, width = block
-    boxes = ((outline, _box(outline)) for outline in outlines if len(outline.rings))
+def _places(outlines: Sequence[Outline], blocks: Sequence[Block]) -> list[np.ndarray]:
+    """For each block the numbers of the outlines whose box meets it."""
+    points = [np.concatenate(outline.rings) for outline in outlines]
+    boxes = np.array([[*ring.min(axis=0), *ring.max(axis=0)] for ring in points]).reshape(-1, 4)
+    left, top, right, below = boxes.T
     return [
-        outline
-        for outline, box in boxes
-        if box[0] < top + height and box[2] > top and box[1] < left + width and box[3] > left
+        np.flatnonzero((left < x + width) & (right > x) & (top < y + height) & (below > y))
+        for y, x, height, width in blocks
     ]
-
-
-def _touched(blocks: Sequence[Block], outlines: Sequence[Outline]) -> list[Block]:
-    return [block for block in blocks if _within(outlines, block)]
 
 
 def _moved(outline: Outline, block: Block) -> Outline:
@@ -194,7 +205,11 @@ def _is_mask(name: str) -> bool:
 
 
 def _key(name: str) -> str:
-    """What a slide and its label share: the path without suffix and the folders that tell the two apart."""
+    """What a slide and its label share: the path without suffixes and without the folders that tell the two apart."""
     *folders, stem = stem_of(name).split("/")
-    kept = [folder for folder in folders if folder.lower() not in SLIDE_FOLDERS | OUTLINE_FOLDERS | MASK_FOLDERS]
-    return "/".join([*kept, stem])
+    # a.svs.geojson and a.ome.tif are a, as a.svs is.
+    for suffix in (*SCANNED, *PLAIN, ".ome"):
+        if stem.lower().endswith(suffix):
+            stem = stem[: -len(suffix)]
+    apart = SLIDE_FOLDERS | OUTLINE_FOLDERS | MASK_FOLDERS | {"images"}
+    return "/".join([*(folder for folder in folders if folder.lower() not in apart), stem])

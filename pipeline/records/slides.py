@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.records.decode import decode, to_rgb
+from pipeline.records.decode import decode, to_plane, to_rgb
 from pipeline.records.findings import FaultyFile
 
 PLAUSIBLE_MPP = (0.02, 100.0)
@@ -149,16 +149,19 @@ class _Scanned(Slide):
 
 
 class _Segmented(Slide):
-    """A TIFF by its strips or tiles."""
+    """A TIFF by its strips or tiles.
 
-    def __init__(self, file: Path) -> None:
+    of_ids: of one channel of 1, 8 or 16 bits, whose segments that the writer left out hold 0, not white.
+    """
+
+    def __init__(self, file: Path, *, of_ids: bool = False) -> None:
         import tifffile
 
-        self.file, self._lock = file, threading.Lock()
+        self.file, self._lock, self._blank = file, threading.Lock(), 0 if of_ids else 255
         try:
             self._tiff = tifffile.TiffFile(file)
             series = self._tiff.series[0]
-            self._planes = [_planes_of(level) for level in series.levels]
+            self._planes = [_planes_of(level, of_ids) for level in series.levels]
             self.mpp = self._resolution(series.levels[0].pages[0])
         except FaultyFile:
             raise
@@ -194,7 +197,7 @@ class _Segmented(Slide):
         samples = page.samplesperpixel
         tall, wide = page.chunks[-2:] if separate else page.chunks[:2]
         rows, columns = page.chunked[1:3] if separate else page.chunked[:2]
-        window = np.empty((height, width, samples), np.uint8)
+        window = np.empty((height, width, samples), page.dtype)
         for plane in range(samples if separate else 1):
             channels = slice(plane, plane + 1) if separate else slice(None)
             for row in range(top // tall, -(-(top + height) // tall)):
@@ -220,8 +223,13 @@ class _Segmented(Slide):
         except (imagecodecs.DelayedImportError, ValueError, RuntimeError, OSError) as error:
             raise FaultyFile("damaged slide", f"segment {index}", str(error), "fetch the file again") from error
         if decoded is None:  # a tile that the writer left out for holding nothing
-            return np.full((tall, wide, 1 if page.axes.startswith("S") else page.samplesperpixel), 255, np.uint8)
+            samples = 1 if page.axes.startswith("S") else page.samplesperpixel
+            return np.full((tall, wide, samples), self._blank, page.dtype)
         return np.asarray(decoded[0])
+
+    def read_ids(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Read a window of the finest level as it is stored: (height, width)."""
+        return self._of_page(self._planes[0][0], top, left, height, width)[..., 0]
 
     def close(self) -> None:
         self._tiff.close()
@@ -278,31 +286,30 @@ class View:
             )  # fmt: skip
         return cls(slide, mpp / slide.mpp)
 
-    def ids(self, mask: Slide, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """Look a window up in a raster of ids of the same form, of any resolution: (height, width) uint8.
+    def ids(self, mask: IdRaster, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Look a window up in a raster of ids of the same form, of any resolution: (height, width).
 
-        Each pixel takes the id at its centre, of the level that is just finer. Raises FaultyFile for another form.
+        Each pixel takes the id at its centre. Raises FaultyFile for another form.
         """
-        finest = mask.levels[0]
-        tall, wide = finest.height / self.height, finest.width / self.width
+        tall, wide = mask.height / self.height, mask.width / self.width
         if abs(tall / wide - 1.0) > _SAME_FORM:
             expected = f"a mask of the slide's form, {self.height} x {self.width} at the resolution looked at"
-            raise FaultyFile("size mismatch", expected, f"{finest.height} x {finest.width}", "export it for this slide")
-        level = max(index for index, one in enumerate(mask.levels) if index == 0 or one.downsample <= min(tall, wide))
-        of = mask.levels[level]
+            raise FaultyFile("size mismatch", expected, f"{mask.height} x {mask.width}", "export it for this slide")
         rows, columns = (
-            np.clip(((np.arange(first, first + count) + 0.5) * side / whole).astype(np.int64), 0, side - 1)
+            np.clip(((np.arange(first, first + count) + 0.5) * side).astype(np.int64), 0, whole - 1)
             for first, count, side, whole in (
-                (top, height, of.height, self.height), (left, width, of.width, self.width),
+                (top, height, tall, mask.height), (left, width, wide, mask.width),
             )
         )  # fmt: skip
-        first_row, first_column = int(rows[0]), int(columns[0])
-        seen = mask.read(
-            level, first_row, first_column, int(rows[-1]) - first_row + 1, int(columns[-1]) - first_column + 1
-        )
-        if (seen[..., 0] != seen[..., 1]).any() or (seen[..., 0] != seen[..., 2]).any():
-            raise FaultyFile("coloured mask", "one channel of ids", "colours", "save ids as grey levels, 0 to 255")
-        return np.ascontiguousarray(seen[rows - first_row][:, columns - first_column, 0])
+        first, last = int(columns[0]), int(columns[-1])
+        # Band by band: of a mask much finer than the view, a whole tile may be more than memory holds.
+        bands = np.array_split(rows, math.ceil(height / GRID * max(1.0, tall)))
+        return np.concatenate([
+            mask.read(int(band[0]), first, int(band[-1] - band[0]) + 1, last - first + 1)[band - band[0]][
+                :, columns - first
+            ]
+            for band in bands if band.size
+        ])  # fmt: skip
 
     def window(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Show a window, (height, width, 3) uint8 RGB, white beyond the image."""
@@ -352,6 +359,38 @@ class View:
         return np.asarray(made)[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
 
 
+class IdRaster:
+    """A raster of class or object ids, 0 where nothing is: a TIFF by its segments, or a PNG, held in memory.
+
+    height, width: of its finest level, which alone is read: coarser ones may hold averages, which are nobody's ids.
+    Raises FaultyFile for colours, and for what is neither.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._tiff: _Segmented | None = None
+        if not file.is_file():
+            raise FaultyFile("missing file", str(file), "nothing")
+        with file.open("rb") as stream:
+            of_tiff = stream.read(4) in _TIFF
+        if of_tiff:
+            self._tiff = _Segmented(file, of_ids=True)
+            self.height, self.width = self._tiff.levels[0].height, self._tiff.levels[0].width
+        else:
+            self._pixels, _ = to_plane(decode(file.name, file.read_bytes(), "label"))
+            self.height, self.width = self._pixels.shape
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """Read a window that lies within: (height, width), as it is stored."""
+        if self._tiff is not None:
+            return self._tiff.read_ids(top, left, height, width)
+        return self._pixels[top : top + height, left : left + width]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._tiff is not None:
+            self._tiff.close()
+
+
 def _mirrored(window: np.ndarray, top: int, left: int, below: int, right: int) -> np.ndarray:
     """Fill what lies beyond the image, whose part in the window is given by its sides, with its mirror image."""
     top, left = max(top, 0), max(left, 0)
@@ -360,8 +399,8 @@ def _mirrored(window: np.ndarray, top: int, left: int, below: int, right: int) -
     return cv2.copyMakeBorder(window[top:below, left:right], *margins, cv2.BORDER_REFLECT)
 
 
-def _planes_of(level: Any) -> list[Any]:
-    """The pages of one level that hold its channels: one page of all, or three or four of one each.
+def _planes_of(level: Any, of_ids: bool) -> list[Any]:
+    """The pages of one level that hold its channels: one page of all, or three or four of one each; of ids one.
 
     Raises FaultyFile for other numbers of dimensions, channels and bits.
     """
@@ -379,9 +418,13 @@ def _planes_of(level: Any) -> list[Any]:
             "unknown axes", "height and width, with 3 or 4 channels or none",
             f"{tuple(level.shape)} as {level.axes} in {len(pages)} page(s)", "save it as RGB",
         )  # fmt: skip
-    if page.dtype != np.uint8:
+    if of_ids:
+        if others or page.samplesperpixel > 1 or page.dtype not in (np.uint8, np.uint16, np.bool_):
+            found = f"{page.samplesperpixel if not others else others[0]} channel(s) of {page.dtype}"
+            raise FaultyFile("no ids", "a mask of one channel of 8 or 16 bits", found, "save ids as grey levels")
+    elif page.dtype != np.uint8:
         raise FaultyFile("deep slide", "8 bits a channel", str(page.dtype), "save the slide with 8 bits a channel")
-    if page.photometric in (5, 8) or (page.photometric == 3):
+    if not of_ids and page.photometric in (3, 5, 8):
         raise FaultyFile("unknown colours", "grey or RGB", str(page.photometric), "save the slide as RGB")
     largest = math.prod(page.chunks)
     if largest > LARGEST_SEGMENT:

@@ -21,7 +21,7 @@ from pipeline.config import Config, IngestSettings
 from pipeline.kaggle import COMPETITIONS
 from pipeline.labels import Meaning, check_values, meaning_of
 from pipeline.readers import READERS, RawCase, RawDataset, layout_of
-from pipeline.readers.check import Checked, check_case, finish_case
+from pipeline.readers.check import Checked, check_case, finish_case, forget
 from pipeline.readers.layout import table_of, with_groups
 from pipeline.records.case import Case, LabelKind, write_cases
 from pipeline.records.files import write_bytes
@@ -93,7 +93,16 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
             [one.case for one in sound if one.waits],
             "write",
         )
-        done = [one for one in sound if not one.waits] + finished
+        checked_all = [one for one in sound if not one.waits] + finished
+        done = [one for one in checked_all if not one.unknown]
+        excluded += [
+            Finding(one.case.case_id, "excluded", "unknown label", "nothing of it is known: there is nothing to learn")
+            for one in checked_all
+            if one.unknown
+        ]
+        if not done:
+            raise ValueError(f"{paths.raw}: expected labels that know something, found {len(checked_all)} all unknown")
+        forget()
         findings = [*dataset.findings, *excluded, *(finding for one in done for finding in one.findings)]
         findings += _copy_sample(raw, dataset, paths)
     of_ids: LabelKind = "semantic" if meaning is not None and meaning.kind != "objects" else "instance"
@@ -142,6 +151,8 @@ def _each(work: Callable[[RawCase], Checked], cases: Sequence[RawCase], verb: st
 
 
 def _write(checked: Checked, paths: Paths) -> Checked:
+    if checked.unknown:
+        checked.drop_pixels()
     if checked.image is not None:
         write_png(paths.ingest / _image_name(checked.case), checked.image)
     label = checked.label.raster if checked.label is not None else checked.target

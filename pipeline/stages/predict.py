@@ -236,7 +236,10 @@ def predict_slides(
     if trained.outputs.is_image or trained.outputs.is_class:
         raise ValueError(f"{trained.folder}: expected a run that makes masks, found task {trained.config.train.task}")
     if trained.takes_volumes:
-        raise ValueError(f"{trained.folder}: expected a run that looks at images, found one of NIfTI volumes")
+        raise ValueError(
+            f"{trained.folder}: expected a run that looks at images, found one of NIfTI volumes; train one with "
+            "augment.planes=1"
+        )
     if trained.outputs.cell is not None:
         raise ValueError(
             f"{trained.folder}: expected a run that maps pixels, found one of squares of {trained.outputs.cell} "

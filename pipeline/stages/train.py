@@ -126,6 +126,7 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
         for what, found, expected in (
             ("the channels", ", ".join(member.outputs.channels), ", ".join(members[0].outputs.channels)),
             ("normalise.method", member.config.normalise.method, config.normalise.method),
+            ("dimensions", *(str(one.config.augment.dimensions) for one in (member, members[0]))),
         )
         if found != expected
     ]

@@ -17,7 +17,7 @@ from pipeline.intensity import INTENSITIES, as_input
 from pipeline.losses import build_loss
 from pipeline.networks import Network, build_network
 from pipeline.outputs import Outputs
-from pipeline.records.case import IGNORED, Case
+from pipeline.records.case import IGNORED, Case, read_cases
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
 from pipeline.targets import border_weights, class_planes, fit_target, make_target
@@ -112,7 +112,7 @@ class Segmentation:
         self.training = training
         self.validation = validation
         if config.augment.dimensions == 3:
-            _refuse_divided_volumes(training, validation)
+            _refuse_divided_volumes((training, validation), read_cases(paths.cases))
         torch.manual_seed(config.seed)
         self.network = build_network(
             config.train.network, IMAGE_CHANNELS, len(outputs.channels), dimensions=config.augment.dimensions
@@ -159,10 +159,14 @@ class Segmentation:
         return {"validation_dice": dice, "validation_iou": iou, "validation_score": score}
 
 
-def _refuse_divided_volumes(training: Sequence[Case], validation: Sequence[Case]) -> None:
-    shared = sorted(by_volume(training).keys() & by_volume(validation).keys())
-    if shared:
+def _refuse_divided_volumes(parts: Sequence[Sequence[Case]], everything: Sequence[Case]) -> None:
+    """Refuse volumes of which other planes are in another part: what lies between is no block, and it would leak."""
+    whole = {source: len(planes) for source, planes in by_volume(everything).items()}
+    divided = sorted(
+        source for part in parts for source, planes in by_volume(part).items() if len(planes) < whole[source]
+    )
+    if divided:
         raise ValueError(
-            f"augment.planes: expected whole volumes in train or validation, found planes of {', '.join(shared[:3])} "
-            "in both; set split.groups=given"
+            f"augment.planes: expected every volume in one part, found planes of {', '.join(divided[:3])} in several; "
+            "set split.groups=given, with groups (ingest.group_csv) that hold whole volumes"
         )

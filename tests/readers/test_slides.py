@@ -20,7 +20,7 @@ from pipeline.records.outline import Outline
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
 from pipeline.records.raw import RawFolder
-from pipeline.records.slides import View, open_slide
+from pipeline.records.slides import IdRaster, View, open_slide
 from pipeline.stages import ingest, run
 
 HEIGHT, WIDTH = 1504, 2208
@@ -102,7 +102,8 @@ def test_an_outline_beside_a_tile_is_no_repair(tmp_path: Path) -> None:
     corner = [[740.0, 700.0], [830.0, 700.0], [740.0, 830.0]]
     put(tmp_path / "data" / "raw" / "slides", [feature(polygon(*NUCLEI[0])), feature(corner)])
     paths, cases = ingested(tmp_path)
-    assert len(cases) == 4 and read_findings(paths.findings) == []
+    assert len(cases) == 4
+    assert [finding.fault for finding in read_findings(paths.findings)] == ["tiles left out"]
 
 
 def test_regions_say_what_was_looked_at(tmp_path: Path) -> None:
@@ -134,13 +135,90 @@ def test_masks_of_any_resolution_are_looked_up(shrink: int, tmp_path: Path) -> N
         np.testing.assert_array_equal(read_label(paths.ingest / str(case.label)), painted[::4, ::4][place(case)])
 
 
+@pytest.mark.parametrize("kind", ["tif", "sparse", "averaged", "png", "one bit"])
+def test_masks_of_every_kind_hold_the_same_ids(kind: str, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "raw" / "slides"
+    put(raw, None)
+    painted = np.zeros((HEIGHT, WIDTH), np.uint16)
+    painted[200:600, 160:800], painted[400:480, 400:560] = (1, 1) if kind == "one bit" else (300, 301)
+    file = raw / "masks" / ("a.png" if kind == "png" else "a.tif")
+    file.parent.mkdir()
+    options = {"tile": (256, 256), "photometric": "minisblack"}
+    if kind == "sparse":
+        places = [(row, column) for row in range(0, HEIGHT, 256) for column in range(0, WIDTH, 256)]
+        padded = np.pad(painted, ((0, 256), (0, 256)))
+        tiles = (padded[row : row + 256, column : column + 256] for row, column in places)
+        whole = (np.ascontiguousarray(tile) if tile.any() else None for tile in tiles)
+        tifffile.imwrite(file, whole, shape=painted.shape, dtype=np.uint16, **options)
+    elif kind == "averaged":
+        with tifffile.TiffWriter(file) as writer:
+            writer.write(painted, subifds=1, **options)
+            halved = cv2.resize(painted, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            writer.write(halved, subfiletype=1, **options)
+    elif kind == "png":
+        cv2.imwrite(str(file), painted)
+    else:
+        save(file, painted > 0 if kind == "one bit" else painted)
+    paths, cases = ingested(tmp_path, "ingest.shrink=2")
+    found = {case.case_id: read_label(paths.ingest / str(case.label)) for case in cases}
+    for case in cases:
+        np.testing.assert_array_equal(found[case.case_id] > 0, painted[::2, ::2][place(case)] > 0)
+    assert max(label.max() for label in found.values()) == (1 if kind == "one bit" else 2)
+
+
+def test_what_is_painted_where_no_tissue_is_seen_is_kept(tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "raw" / "slides"
+    put(raw, None)
+    painted = np.zeros((HEIGHT, WIDTH), np.uint8)
+    painted[200:300, 2000:2100] = 1
+    save(raw / "masks" / "a.tif", painted)
+    paths, cases = ingested(tmp_path, "ingest.shrink=2")
+    assert "a_y000000_x000736" in {case.case_id for case in cases} and len(cases) == 5
+    (left_out,) = (found for found in read_findings(paths.findings) if found.fault == "tiles left out")
+    assert "1 of 6 hold neither tissue nor label" in left_out.detail
+
+
+def test_tiles_that_a_region_only_seems_to_meet_are_told_and_left_out(tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "raw" / "slides"
+    # The letter L: its box is the whole slide, its strokes are the left and the lower edge.
+    letter = [[0, 0], [40, 0], [40, 1460], [2208, 1460], [2208, 1504], [0, 1504]]
+    put(raw, [feature(letter, "Region*"), feature(polygon(*NUCLEI[0]), "Tumor")])
+    paths, cases = ingested(tmp_path)
+    # The nucleus in the upper tile beyond the strokes is known, whatever was looked at.
+    assert [case.case_id for case in cases] == [
+        f"a_{place}" for place in ("y000000_x000000", "y000376_x000000", "y000376_x000368", "y000376_x000736")
+    ]
+    for case in cases:
+        label = read_label(paths.ingest / str(case.label))
+        assert 0 < (label != IGNORED).sum() < label.size
+    told = {finding.case_id for finding in read_findings(paths.findings) if finding.fault == "unknown label"}
+    assert told == {"a_y000000_x000368", "a_y000000_x000736"}
+    assert not (paths.ingest / "labels" / "a_y000000_x000736.png").exists()
+
+
+@pytest.mark.parametrize("name", ["a.geojson", "a.svs.geojson"])
+def test_outlines_are_found_by_the_name_that_qupath_gives_them(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "images" / "a.svs", picture())
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / name).write_text(json.dumps([feature(polygon(*NUCLEI[0]))]))
+    assert {case.group for case in read(tmp_path).cases} == {"a"}
+
+
+def test_outlines_for_some_slides_and_masks_for_others_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, [feature(polygon(*NUCLEI[0]))], "a")
+    put(tmp_path, None, "b")
+    save(tmp_path / "masks" / "b.tif", np.ones((HEIGHT, WIDTH), np.uint8))
+    with pytest.raises(ValueError, match=r"found masks for slides/b\.tif and outlines for others"):
+        read(tmp_path)
+
+
 def test_ids_of_a_mask_are_never_mixed(tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
     mask = generator.choice(np.array([0, 3, 200], np.uint8), (300, 440))
     save(tmp_path / "slide.tif", picture())
     save(tmp_path / "mask.tif", mask)
-    with open_slide(tmp_path / "slide.tif") as slide, open_slide(tmp_path / "mask.tif") as other:
-        view = View(slide, 2.0)
+    with open_slide(tmp_path / "slide.tif") as slide:
+        view, other = View(slide, 2.0), IdRaster(tmp_path / "mask.tif")
         whole = view.ids(other, 0, 0, view.height, view.width)
         part = view.ids(other, 101, 207, 64, 99)
     rows = ((np.arange(view.height) + 0.5) * 300 / view.height).astype(int)
@@ -168,7 +246,7 @@ def test_what_is_wrong_with_slides_is_told_at_once(tmp_path: Path) -> None:
     (raw / "annotations" / "unknown.geojson").write_text("[]")
     dataset = read(raw, mpp=1.0)
     assert {(fault.case_id, fault.fault) for fault in dataset.faults} == {
-        ("two_labels", "several labels"), ("broken", "no JSON"), ("unknown", "unknown resolution"),
+        ("two_labels", "several files"), ("broken", "no JSON"), ("unknown", "unknown resolution"),
     }  # fmt: skip
     assert {case.group for case in dataset.cases} == {"sound"}
     told = {finding.fault: finding.detail for finding in dataset.findings}
@@ -181,9 +259,10 @@ def test_a_mask_of_another_form_or_of_colours_is_refused(tmp_path: Path) -> None
     save(tmp_path / "turned.tif", np.zeros((WIDTH, HEIGHT), np.uint8))
     save(tmp_path / "colours.tif", picture())
     with open_slide(tmp_path / "slide.tif") as slide:
-        for name, words in (("turned", "expected a mask of the slide's form"), ("colours", "one channel of ids")):
-            with open_slide(tmp_path / f"{name}.tif") as mask, pytest.raises(FaultyFile, match=words):
-                View(slide).ids(mask, 200, 200, 64, 64)
+        with pytest.raises(FaultyFile, match="expected a mask of the slide's form"):
+            View(slide).ids(IdRaster(tmp_path / "turned.tif"), 200, 200, 64, 64)
+        with pytest.raises(FaultyFile, match=r"expected a mask of one channel of 8 or 16 bits, found 3 channel"):
+            IdRaster(tmp_path / "colours.tif")
 
 
 def test_outlines_off_the_slide_are_told(tmp_path: Path) -> None:
