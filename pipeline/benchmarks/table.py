@@ -91,7 +91,7 @@ def plot(name: str, run: Run, stem: Path) -> list[Path]:
             _draw(axes, place, row)
         labels = [f"{row.what}, {row.items}, against {row.against}" for row in rows]
         axes.set_yticks(range(len(rows)), labels)
-        axes.invert_yaxis()
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.axvline(1.0, color=QUIET, linewidth=0.8)
         axes.set_xscale("log")
         axes.margins(x=0.1)

@@ -61,7 +61,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     for name in raw.files():
         if _is_outline(name) or _is_mask(name):
             told.setdefault(_key(name), []).append(name)
-    ids = case_ids([stem_of(name) for name in dict.fromkeys(slides)], SLIDE_FOLDERS | {"images"})
+    ids = case_ids([stem_of(name) for name in slides], SLIDE_FOLDERS | {"images"})
     cases: list[RawCase] = []
     faults: list[Fault] = []
     findings: list[Finding] = []
@@ -154,8 +154,10 @@ def _tiles(
             case = replace(case, outlines=tuple(own))
         cases.append(case)
     taken = {case.window for case in cases}
-    detail = f"{name}: {len(blocks) - len(taken)} of {len(blocks)} hold neither tissue nor label, or no region"
-    findings.append(Finding(slide_id, "noted", "tiles left out", detail))
+    if left_out := len(blocks) - len(taken):
+        why = "meet no region" if regions else "hold neither tissue nor label"
+        detail = f"{name}: {left_out} of {len(blocks)} {why}"
+        findings.append(Finding(slide_id, "noted", "tiles left out", detail))
     if beyond := sum(block not in taken for block in labelled):
         detail = f"{label}: outlines on {beyond} tile(s) that no region meets were left out"
         findings.append(Finding(slide_id, "noted", "outlines outside regions", detail))

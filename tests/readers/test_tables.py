@@ -202,7 +202,9 @@ def test_faults_of_hubmap2020_come_in_one_message(tmp_path: Path) -> None:
 def test_shrinking_is_for_slides(tmp_path: Path) -> None:
     config, paths = settings_of(tmp_path, "hubmap2022", "ingest.shrink=2")
     hubmap(paths.raw)
-    with pytest.raises(ValueError, match=r"ingest\.shrink=2: expected the layout hubmap2020 or slides, found hubmap2022"):
+    with pytest.raises(
+        ValueError, match=r"ingest\.shrink=2: expected the layout hubmap2020 or slides, found hubmap2022"
+    ):
         ingest.run(config, paths)
 
 
