@@ -28,7 +28,7 @@ from pipeline.records.manifest import read_manifest
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
 from pipeline.reporting.differences import draw_differences
-from pipeline.stages import run as run_stage
+from pipeline.runner import run as run_stage
 
 SCORES = ("dice", "ap", "f1_70")
 """Columns of per_case.csv that are compared, where they hold numbers."""

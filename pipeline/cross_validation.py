@@ -21,7 +21,7 @@ from pipeline.records.case import Case, read_cases
 from pipeline.records.files import write_json, write_text, written_aside
 from pipeline.records.paths import Paths
 from pipeline.records.split import PARTS, read_parts
-from pipeline.stages import run as run_stage
+from pipeline.runner import run as run_stage
 
 PART = "out_of_fold"
 SHOWN = ("dice", "ap", "f1_70", "recall_70_pooled", "pq")

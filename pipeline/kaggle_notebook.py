@@ -30,7 +30,7 @@ from pipeline.config import Config, dump_config
 from pipeline.kaggle import competition_of
 from pipeline.records.files import write_json, write_text
 from pipeline.records.paths import Paths
-from pipeline.stages import differences_from_settings
+from pipeline.runner import differences_from_settings
 
 if TYPE_CHECKING:
     from pipeline.trained import TrainedRun

@@ -33,8 +33,8 @@ from pipeline.records.files import file_hash, write_json, write_text
 from pipeline.records.manifest import damaged_outputs, describe_outputs, provenance, read_manifest, short_name
 from pipeline.records.paths import Paths
 from pipeline.records.split import PARTS, read_parts, read_split_table
+from pipeline.runner import run as run_stage
 from pipeline.segmenters import SCRIPTS, SEGMENTERS
-from pipeline.stages import run as run_stage
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -24,7 +24,7 @@ from pipeline.records.files import write_json, write_text
 from pipeline.records.manifest import provenance
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_split_table
-from pipeline.stages import run as run_stage
+from pipeline.runner import run as run_stage
 from pipeline.stains import METHODS
 
 if TYPE_CHECKING:

@@ -11,18 +11,21 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config
-from pipeline.stages import STAGES, needed_for
+from pipeline.runner import needed_for
+from pipeline.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "pipeline").rglob("*.py"))
 LEVELS = {
-    "__main__": 7,
+    "__main__": 8,
+    "commands": 7,
     "ablation": 6,
     "cross_validation": 6,
     "hidden_test": 6,
     "kaggle_notebook": 6,
     "peer_study": 6,
     "transfer": 6,
+    "runner": 5,
     "stages": 5,
     "benchmarks": 5,
     "training": 4,

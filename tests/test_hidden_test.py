@@ -12,7 +12,7 @@ from pipeline.config import load_config
 from pipeline.hidden_test import submit_hidden_test
 from pipeline.records.paths import Paths
 from pipeline.records.submission import read_rows
-from pipeline.stages import run as run_stage
+from pipeline.runner import run as run_stage
 
 SAMPLE = "stage1_sample_submission.csv"
 

@@ -24,10 +24,10 @@ from pipeline.records.case import IGNORED
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label, write_png
 from pipeline.records.split import read_parts
+from pipeline.runner import run as run_stage
 from pipeline.segmenters import SEGMENTERS, Segmenter
 from pipeline.segmenters.nnunet import BORDER, CORE, classes_of, grown
 from pipeline.segmenters.trial import Trial, connected, padded
-from pipeline.stages import run as run_stage
 
 TINY = [
     "dataset=sample", "run=tiny", "ingest.group_csv=truth/groups.csv", "split.test_share=0.25",

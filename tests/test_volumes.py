@@ -31,7 +31,7 @@ from pipeline.records.case import Case, read_cases
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label, read_probabilities
 from pipeline.records.volumes import read_volume
-from pipeline.stages import run
+from pipeline.runner import run
 from pipeline.stages.predict import predict_images, predict_slides
 from pipeline.tasks.segmentation import _refuse_divided_volumes
 from pipeline.trained import open_run

@@ -1,38 +1,16 @@
-"""The nine stages, in their one order, and how one is run, skipped, redone or carried on."""
+"""The nine stages, in their one order. The command line lists them, so that nothing is imported here: see runner."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-import json
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pipeline import __version__
-from pipeline.records import manifest as manifests
-from pipeline.records.files import file_hash, write_json
-from pipeline.torchrun import first_trains, processes, tell_others
-
+# As type checkers know it: typing, and what dataclasses need, take longer to import than --help may.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from collections.abc import Callable
+    from pathlib import Path
+
     from pipeline.records.paths import Paths
 
-NEVER_CHANGES_A_RESULT = {
-    "compute": ("workers", "scheduler"),
-    "train": ("cache_megabytes", "track"),
-    "submit": ("message",),
-}
-"""Settings left out of the comparison that decides whether a stage is redone."""
 
-_ABSENT = "absent"
-
-
-@dataclass(frozen=True)
 class Stage:
     """One stage: what it is for, which earlier stages it needs, which settings it depends on, where it writes.
 
@@ -40,14 +18,19 @@ class Stage:
     owns: names it writes in a folder that it shares; empty where the folder is its own.
     """
 
-    name: str
-    summary: str
-    reads: str
-    writes: str
-    needs: tuple[str, ...]
-    settings: tuple[str, ...]
-    folder: Callable[[Paths], Path]
-    owns: tuple[str, ...] = ()
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        reads: str,
+        writes: str,
+        needs: tuple[str, ...],
+        settings: tuple[str, ...],
+        folder: Callable[[Paths], Path],
+        owns: tuple[str, ...] = (),
+    ) -> None:
+        self.name, self.summary, self.reads, self.writes = name, summary, reads, writes
+        self.needs, self.settings, self.folder, self.owns = needs, settings, folder, owns
 
     def manifest_file(self, paths: Paths) -> Path:
         """stage.json in its own folder; <stage>.stage.json in a shared one."""
@@ -113,242 +96,3 @@ STAGES = (
 """The order of the stages, written once."""
 
 BY_NAME = {stage.name: stage for stage in STAGES}
-
-
-class StageNotReady(ValueError):
-    """A stage was asked for whose input is missing or was made from something else."""
-
-
-def needed_for(name: str) -> list[Stage]:
-    """Every stage that must be complete before the named one, in order."""
-    wanted: set[str] = set()
-
-    def gather(stage: Stage) -> None:
-        for need in stage.needs:
-            if need not in wanted:
-                wanted.add(need)
-                gather(BY_NAME[need])
-
-    gather(BY_NAME[name])
-    return [stage for stage in STAGES if stage.name in wanted]
-
-
-def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, force: bool = False) -> None:
-    """Run one stage, and before it all that it needs where asked; print what was done.
-
-    A complete stage made from the same settings and inputs is skipped. One made from others is set aside under a name
-    of its own (and taken back when its settings return), or overwritten under force.
-    Of processes that torchrun started the first does all of that; the others train beside it.
-    Raises StageNotReady where an input is missing and with_needs is off, and for torchrun with another stage than train
-    or with needs, which processes would make at once.
-    """
-    started = processes()
-    if started is not None:
-        if name != "train" or with_needs:
-            raise StageNotReady("torchrun: expected stage train alone; make what it needs first, `make augment`")
-        if started.rank:
-            if first_trains():
-                importlib.import_module("pipeline.stages.train").join(config, paths)
-            return
-    for stage in needed_for(name):
-        if with_needs:
-            _run_one(stage, config, paths, force=False)
-        else:
-            _require(stage, config, paths)
-    _run_one(BY_NAME[name], config, paths, force=force)
-    if started is not None:
-        tell_others(trains=False)
-
-
-def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
-    """Everything that the stage's result depends on: settings and hashes of inputs."""
-    settings: dict[str, Any] = {}
-    for key in stage.settings:
-        value: Any = functools.reduce(getattr, key.split("."), config)
-        dumped = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-        for left_out in NEVER_CHANGES_A_RESULT.get(key, ()):
-            dumped.pop(left_out)
-        settings[key] = dumped
-    module = importlib.import_module(f"pipeline.stages.{stage.name}")
-    inputs = {_name(path, paths): _digest(path, paths) for path in module.inputs(config, paths)}
-    return {"settings": settings, "inputs": inputs, "stainseg": __version__}
-
-
-def _with_defaults(made_from: dict[str, Any]) -> dict[str, Any]:
-    """Take settings that came after a result was made as their defaults, so that it is not stale for want of them."""
-    from pipeline.config import completed
-
-    dumped = made_from | {"settings": completed(made_from["settings"])}
-    for key, names in NEVER_CHANGES_A_RESULT.items():
-        for name in names:
-            dumped["settings"].get(key, {}).pop(name, None)
-    return dumped
-
-
-def _name(path: Path, paths: Paths) -> str:
-    return path.relative_to(paths.root).as_posix() if path.is_relative_to(paths.root) else str(path)
-
-
-def _digest(path: Path, paths: Paths) -> str:
-    if path.name.endswith("stage.json"):
-        manifest = manifests.read_manifest(path)
-        return manifest.digest if manifest else _ABSENT
-    if path.is_dir():
-        cache = paths.root / "data" / ".hashes" / f"{_name(path, paths).replace('/', '-')}.json"
-        return manifests.folder_digest(path, cache)
-    return file_hash(path) if path.exists() else _ABSENT
-
-
-def _state(stage: Stage, config: Config, paths: Paths) -> tuple[manifests.Manifest | None, dict[str, Any], list[str]]:
-    """Return the manifest there is, what the stage would be made from now, and every difference."""
-    manifest = manifests.read_manifest(stage.manifest_file(paths))
-    wanted = made_from(stage, config, paths)
-    if manifest is None:
-        return None, wanted, ["it is not there"]
-    differences = manifests.changes(_with_defaults(manifest.made_from), wanted)
-    damaged = manifests.damaged_outputs(stage.folder(paths), manifest)
-    if damaged:
-        differences.append(
-            f"{len(damaged)} of its files are gone or changed ({damaged[0]}{', ...' if len(damaged) > 1 else ''})"
-        )
-    return manifest, wanted, differences
-
-
-def differences_from_settings(name: str, config: Config, paths: Paths) -> list[str]:
-    """Say what keeps a stage's result from being finished and of these settings; nothing where it is.
-
-    What it was made from may be gone, as where a run was brought here from another machine.
-    """
-    _, _, differences = _state(BY_NAME[name], config, paths)
-    return [found for found in differences if not (found.startswith("inputs.") and found.endswith(f" -> {_ABSENT}"))]
-
-
-def _require(stage: Stage, config: Config, paths: Paths) -> None:
-    _, _, differences = _state(stage, config, paths)
-    if differences:
-        raise StageNotReady(
-            f"{stage.folder(paths)}: expected the finished result of stage {stage.name}, found that "
-            f"{'; '.join(differences)}. Make it with `python -m pipeline {stage.name}` and the same settings, "
-            f"or add --with-needs to run all that is needed"
-        )
-
-
-@contextmanager
-def _alone(stage: Stage, paths: Paths) -> Iterator[None]:
-    """Wait until no other command makes this result; the system lets go of what a killed one held."""
-    from filelock import FileLock, Timeout
-
-    folder = paths.root / "data" / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{_name(stage.manifest_file(paths), paths).replace('/', '-')}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{stage.name:<9} waiting for another command that makes {stage.folder(paths)}", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _run_one(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
-    with _alone(stage, paths):
-        _make(stage, config, paths, force=force)
-
-
-def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
-    module = importlib.import_module(f"pipeline.stages.{stage.name}")
-    folder, file = stage.folder(paths), stage.manifest_file(paths)
-    if hasattr(module, "prepare"):
-        module.prepare(config, paths)
-    manifest, wanted, differences = _state(stage, config, paths)
-    if not differences and not force:
-        print(f"{stage.name:<9} nothing to do: {folder} is up to date")
-        return
-    if manifest is not None:
-        print(f"{stage.name:<9} redone: " + ("; ".join(differences) if differences else "asked for with --force"))
-        if force or _with_defaults(manifest.made_from) == wanted:
-            _clear(stage, paths)
-        else:
-            aside = _set_aside(stage, paths, manifest)
-            print(f"{'':<9} the former result is kept in {aside}")
-            if _take_back(stage, paths, wanted):
-                print(f"{'':<9} the result of exactly these settings was there already: taken back")
-                return
-    elif (aside_before := _aside(stage, paths, manifests.short_name(wanted))).exists() and _take_back(
-        stage, paths, wanted
-    ):
-        print(f"{stage.name:<9} taken back from {aside_before}")
-        return
-    unfinished = stage.unfinished_file(paths)
-    if unfinished.exists() and _with_defaults(json.loads(unfinished.read_text(encoding="utf-8"))) == wanted:
-        print(f"{stage.name:<9} carrying on where it was interrupted")
-    else:
-        _clear(stage, paths)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(unfinished, wanted)
-    started = time.perf_counter()
-    lines = module.run(config, paths)
-    seconds = time.perf_counter() - started
-    outputs = manifests.describe_outputs(folder, manifests.list_outputs(folder, stage.owns))
-    write_json(
-        file,
-        {
-            "stage": stage.name,
-            "made_from": wanted,
-            "outputs": outputs,
-            "provenance": manifests.provenance(config.seed, seconds, paths.root),
-        },
-    )
-    unfinished.unlink()
-    for number, line in enumerate(lines or ["done"]):
-        print(f"{stage.name if number == 0 else '':<9} {line}" + (f"  [{seconds:.1f} s]" if number == 0 else ""))
-
-
-def _aside(stage: Stage, paths: Paths, name: str) -> Path:
-    folder = stage.folder(paths)
-    return folder.with_name(f"{folder.name}~{stage.name + '-' if stage.owns else ''}{name}")
-
-
-def _move(stage: Stage, source: Path, target: Path, names: tuple[str, ...]) -> None:
-    if not stage.owns:
-        source.rename(target)
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if (source / name).exists():
-            (source / name).replace(target / name)
-
-
-def _set_aside(stage: Stage, paths: Paths, manifest: manifests.Manifest) -> Path:
-    aside = _aside(stage, paths, manifest.short_name)
-    if aside.exists():
-        shutil.rmtree(aside)
-    # The manifest leaves first, so that an interrupted move never looks like a finished stage.
-    _move(stage, stage.folder(paths), aside, (stage.manifest_file(paths).name, *stage.owns))
-    return aside
-
-
-def _take_back(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:
-    aside = _aside(stage, paths, manifests.short_name(wanted))
-    manifest = manifests.read_manifest(aside / stage.manifest_file(paths).name)
-    if manifest is None or _with_defaults(manifest.made_from) != wanted or manifests.damaged_outputs(aside, manifest):
-        return False
-    _clear(stage, paths)
-    _move(stage, aside, stage.folder(paths), (*stage.owns, stage.manifest_file(paths).name))
-    if stage.owns:
-        shutil.rmtree(aside)
-    return True
-
-
-def _clear(stage: Stage, paths: Paths) -> None:
-    """Remove what the stage wrote, its manifest first."""
-    folder = stage.folder(paths)
-    stage.manifest_file(paths).unlink(missing_ok=True)
-    stage.unfinished_file(paths).unlink(missing_ok=True)
-    for top in [folder / name for name in stage.owns] or [folder]:
-        if top.is_dir():
-            shutil.rmtree(top)
-        else:
-            top.unlink(missing_ok=True)

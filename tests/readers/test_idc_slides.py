@@ -18,7 +18,8 @@ from pipeline.records.findings import read_findings
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label, read_probabilities
 from pipeline.records.raw import RawFolder
-from pipeline.stages import ingest, run
+from pipeline.runner import run
+from pipeline.stages import ingest
 from pipeline.targets import cell_classes, cell_means
 
 COARSE = IngestSettings(label_kind="coarse")

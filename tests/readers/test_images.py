@@ -14,7 +14,7 @@ from pipeline.records.paths import Paths
 from pipeline.records.rasters import write_png
 from pipeline.records.raw import RawFolder
 from pipeline.records.split import read_parts
-from pipeline.stages import run
+from pipeline.runner import run
 
 
 def write_images(folder: Path, names: list[str]) -> None:

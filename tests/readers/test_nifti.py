@@ -19,7 +19,8 @@ from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
 from pipeline.records.raw import RawFolder
 from pipeline.records.volumes import class_ids, encode_like, grey_levels, planes_of, read_volume, same_space
-from pipeline.stages import ingest, run
+from pipeline.runner import run
+from pipeline.stages import ingest
 from pipeline.stages.predict import predict_images
 
 TINY = [

@@ -19,7 +19,8 @@ from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
 from pipeline.records.raw import RawFolder
 from pipeline.records.split import read_parts
-from pipeline.stages import ingest, run, split
+from pipeline.runner import run
+from pipeline.stages import ingest, split
 from pipeline.stages.predict import predict_images
 
 TINY = [

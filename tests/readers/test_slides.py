@@ -21,7 +21,8 @@ from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
 from pipeline.records.raw import RawFolder
 from pipeline.records.slides import IdRaster, View, open_slide
-from pipeline.stages import ingest, run
+from pipeline.runner import run
+from pipeline.stages import ingest
 
 HEIGHT, WIDTH = 1504, 2208
 NUCLEI = [(300, 300, 40), (420, 700, 30), (760, 1010, 50), (1000, 1030, 60)]

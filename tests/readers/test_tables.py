@@ -20,7 +20,8 @@ from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label, write_png
 from pipeline.records.raw import RawFolder
 from pipeline.records.rle import decode, decode_coco, encode
-from pipeline.stages import ingest, run
+from pipeline.runner import run
+from pipeline.stages import ingest
 
 TINY = [
     "augment.crop=32", "augment.elastic=0", "augment.scale=[1.0,1.0]", "predict.scales=[1.0]",

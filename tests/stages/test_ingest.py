@@ -19,8 +19,8 @@ from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, read_label
 from pipeline.records.raw import RawFolder
 from pipeline.records.rle import encode
+from pipeline.runner import run as run_stage
 from pipeline.stages import ingest
-from pipeline.stages import run as run_stage
 
 SHAPE = (20, 30)
 GENERATOR = np.random.default_rng(0)

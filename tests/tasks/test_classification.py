@@ -18,7 +18,7 @@ from pipeline.records.case import Case, read_cases
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
 from pipeline.records.split import read_parts
-from pipeline.stages import run
+from pipeline.runner import run
 from pipeline.stages.predict import predict_images
 from pipeline.stages.train import _refuse_missing_classes
 from pipeline.tasks.classification import Classification, ClassifiedCrops, class_weights

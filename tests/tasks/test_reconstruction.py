@@ -18,8 +18,8 @@ from pipeline.pairs import Pairs, learnable
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
 from pipeline.records.split import read_parts
+from pipeline.runner import run
 from pipeline.sample_pairs import render_pairs
-from pipeline.stages import run
 from pipeline.stains import load, normaliser_files
 from pipeline.stains.learned import Learned
 from pipeline.tasks.translation import Translation

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.stages as stages
+from pipeline import runner
 from pipeline.config import Config, load_config
 from pipeline.records.files import write_text
 from pipeline.records.paths import Paths
+from pipeline.stages import Stage
 
 
 class Recorder:
@@ -25,12 +26,12 @@ class Recorder:
         self.runs: list[str] = []
         self.interrupt: str | None = None
         table = (
-            stages.Stage("ingest", "", "", "", (), ("dataset", "ingest"), lambda paths: paths.ingest),
-            stages.Stage("split", "", "", "", ("ingest",), ("seed",), lambda paths: paths.split),
-            stages.Stage("report", "", "", "", ("split",), ("report",), lambda paths: paths.reports, ("report.html",)),
+            Stage("ingest", "", "", "", (), ("dataset", "ingest"), lambda paths: paths.ingest),
+            Stage("split", "", "", "", ("ingest",), ("seed",), lambda paths: paths.split),
+            Stage("report", "", "", "", ("split",), ("report",), lambda paths: paths.reports, ("report.html",)),
         )
-        monkeypatch.setattr(stages, "STAGES", table)
-        monkeypatch.setattr(stages, "BY_NAME", {stage.name: stage for stage in table})
+        monkeypatch.setattr(runner, "STAGES", table)
+        monkeypatch.setattr(runner, "BY_NAME", {stage.name: stage for stage in table})
         self._module(
             monkeypatch,
             "ingest",
@@ -72,7 +73,7 @@ class Recorder:
     def go(self, root: Path, name: str, *overrides: str, **flags: bool) -> list[str]:
         self.runs.clear()
         config = load_config(None, list(overrides))
-        stages.run(name, config, Paths.of(config, root), **flags)
+        runner.run(name, config, Paths.of(config, root), **flags)
         return list(self.runs)
 
 
@@ -134,7 +135,7 @@ def test_a_touched_raw_file_reruns_nothing(recorder, tmp_path) -> None:
 def test_the_same_result_redone_upstream_leaves_the_rest_alone(recorder, tmp_path) -> None:
     recorder.go(tmp_path, "report", with_needs=True)
     config = load_config(None)
-    stages.run("ingest", config, Paths.of(config, tmp_path), force=True)
+    runner.run("ingest", config, Paths.of(config, tmp_path), force=True)
     assert recorder.go(tmp_path, "report", with_needs=True) == []
 
 
@@ -147,10 +148,10 @@ def test_a_missing_output_is_made_again(recorder, tmp_path, capsys) -> None:
 
 
 def test_a_stage_alone_names_what_is_missing_and_how_to_make_it(recorder, tmp_path) -> None:
-    with pytest.raises(stages.StageNotReady, match=r"finished result of stage ingest.*not there.*--with-needs"):
+    with pytest.raises(runner.StageNotReady, match=r"finished result of stage ingest.*not there.*--with-needs"):
         recorder.go(tmp_path, "split")
     recorder.go(tmp_path, "report", with_needs=True)
-    with pytest.raises(stages.StageNotReady, match=r"stage split, found that settings\.seed: 1412 -> 7"):
+    with pytest.raises(runner.StageNotReady, match=r"stage split, found that settings\.seed: 1412 -> 7"):
         recorder.go(tmp_path, "report", "seed=7")
 
 
@@ -178,9 +179,9 @@ def test_a_second_command_waits_for_the_first_and_makes_nothing_twice(recorder, 
     config = load_config(None, [])
     paths = Paths.of(config, tmp_path)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(stages.run, "split", config, paths, with_needs=True)
+        first = pool.submit(runner.run, "split", config, paths, with_needs=True)
         assert begun.wait(20)
-        second = pool.submit(stages.run, "split", config, paths, with_needs=True)
+        second = pool.submit(runner.run, "split", config, paths, with_needs=True)
         while "waiting for another command" not in (said := capsys.readouterr().out):
             assert not second.done()
             time.sleep(0.01)

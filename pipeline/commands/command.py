@@ -1,0 +1,70 @@
+"""What every command has: a parser of its arguments, and for most of them a file of settings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.commands import SUMMARIES
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.records.paths import Paths
+
+DEFAULT_CONFIG = Path("configs/sample.yaml")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the layout of descriptions, with room for long option names."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=118)
+
+
+class Command(argparse.ArgumentParser):
+    """The arguments of one command.
+
+    describe: makes the description when help is asked for, where that takes time.
+    """
+
+    describe: Callable[[], str] | None = None
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"python -m pipeline {name}", formatter_class=Formatter, description=f"{name}: {SUMMARIES[name]}."
+        )
+        self.set_defaults(name=name)
+        self.add_argument("--trace", action="store_true", help=argparse.SUPPRESS)
+
+    def format_help(self) -> str:
+        """The help, with what describe says."""
+        if self.describe is not None:
+            self.description = self.describe()
+        return super().format_help()
+
+    def describe_further(self, text: str) -> None:
+        """Add paragraphs below the sentence that the list of commands has."""
+        self.description = f"{self.description}\n\n{text}"
+
+    def takes_config(self) -> None:
+        """Add the file of settings, and settings laid over it."""
+        self.add_argument(
+            "-c", "--config", type=Path, default=None, help=f"YAML file of settings (default {DEFAULT_CONFIG})"
+        )
+        self.add_argument("settings", nargs="*", metavar="key.path=value", help="settings laid over the file's")
+
+
+Run = Callable[[argparse.Namespace], None]
+
+
+def load(options: argparse.Namespace) -> tuple[Config, Paths]:
+    """Return the settings that a command was given, and where its files lie."""
+    from pipeline.config import ConfigError, load_config
+    from pipeline.records.paths import Paths
+
+    if options.config is not None and "=" in str(options.config):
+        raise ConfigError(f"{options.config}: expected a file after -c, found a setting")
+    config = load_config(options.config or DEFAULT_CONFIG, options.settings)
+    return config, Paths.of(config)
