@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from pipeline.config import ComputeSettings
+from pipeline.networks import Network
+from pipeline.networks.inside import NO_MARGINS, Margins
 
 Forward = Callable[..., torch.Tensor]
-"""(N, 3, height, width) float32 in [0, 1], and noise for a code that is drawn, to (N, ...) float32 logits."""
+"""(N, 3, height, width) float32 in [0, 1] to (N, ...) float32 logits; with margins to take off, or with noise for a
+code that is drawn."""
 
 PROBE = 128
 """Side in pixels of the image on which both engines are compared before OpenVINO is used."""
@@ -55,62 +58,86 @@ def difference(first: Forward, second: Forward) -> float:
     return float((one - other).abs().mean() / (one.max() - one.min()).clamp_min(1e-6))
 
 
-def _in_pytorch(network: nn.Module, compute: ComputeSettings) -> Forward:
+def _in_pytorch(network: Any, compute: ComputeSettings) -> Forward:
     device = torch.device(compute.device).type
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(compute.precision)
 
-    def forward(inputs: torch.Tensor, **drawn: torch.Tensor) -> torch.Tensor:
+    def forward(inputs: torch.Tensor, off: Margins = NO_MARGINS, **drawn: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device, dtype, enabled=dtype is not None):
-            logits: torch.Tensor = network(inputs, **drawn)
+            logits: torch.Tensor = network(inputs, **drawn) if off == NO_MARGINS else network.inside(inputs, off)
         return logits.float()
 
     return forward
 
 
-class OpenVino:
-    """A network as OpenVINO compiles it for a shape of input; same arguments and result as Forward.
+class _Inside(nn.Module):
+    """A network whose call is that of its inside."""
 
-    The network is traced by its own call; it must be one that takes images and nothing beside.
-    Raises ValueError where it cannot be converted.
+    def __init__(self, network: nn.Module, off: Margins) -> None:
+        super().__init__()
+        self.network, self.off = network, off
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits with the margins taken off."""
+        return cast(Network, self.network).inside(inputs, self.off)
+
+
+class OpenVino:
+    """A network as OpenVINO compiles it for a shape of input, whole or inside; same arguments and result as Forward.
+
+    The network is traced by its own call, or by that of its inside; it must be one that takes images and nothing
+    beside. Raises ValueError where it cannot be converted.
     """
 
     def __init__(self, network: nn.Module, compute: ComputeSettings) -> None:
         import openvino
-        from openvino.frontend import FrontEndManager
-        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+        self.network = network
         self.core = openvino.Core()
         self.settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if compute.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": compute.threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        example = torch.zeros((1, 3, PROBE, PROBE))
+        self.model, self.off = self._converted(NO_MARGINS), NO_MARGINS
+        # Of one shape of input at a time: each takes as much memory as its activations, and a fifth of a second.
+        self._shape: tuple[int, ...] = ()
+        self._compiled: Any = None
+
+    def _converted(self, off: Margins) -> Any:
+        """The network, or its inside, for inputs of any shape."""
+        from openvino.frontend import FrontEndManager, OpConversionFailure
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+        traced = self.network if off == NO_MARGINS else _Inside(self.network, off)
+        # Large enough to leave some of; a multiple of what coarse levels make one pixel of.
+        example = torch.zeros((1, 3, *(PROBE + -(-sum(sides) // PROBE) * PROBE for sides in (off[:2], off[2:]))))
         try:
             # The converter's own steps, without its front door, which reports to its makers over the network.
             with torch.inference_mode(), warnings.catch_warnings():
                 # Of sizes that it takes for constants; the comparison at another size shows where that matters.
                 warnings.simplefilter("ignore", torch.jit.TracerWarning)
-                decoder = TorchScriptPythonDecoder(network, example_input=(example,))
+                decoder = TorchScriptPythonDecoder(traced, example_input=(example,))
             front_end = FrontEndManager().load_by_framework("pytorch")
-            model = front_end.convert(front_end.load(decoder))
-        except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
+            return front_end.convert(front_end.load(decoder))
+        except (RuntimeError, OpConversionFailure) as error:
             raise ValueError(
-                f"predict.engine=openvino: expected a network that it can convert, found {type(network).__name__}: "
-                f"{str(error).strip().splitlines()[0]}; take predict.engine=pytorch"
+                f"predict.engine=openvino: expected a network that it can convert, found {type(self.network).__name__}"
+                f": {str(error).strip().splitlines()[0]}; take predict.engine=pytorch"
             ) from error
-        self.model = model
-        # Of one shape of input at a time: each takes as much memory as its activations, and a fifth of a second.
-        self._shape: tuple[int, ...] = ()
-        self._compiled: Any = None
 
-    def __call__(self, inputs: torch.Tensor, **drawn: torch.Tensor) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, off: Margins = NO_MARGINS, **drawn: torch.Tensor) -> torch.Tensor:
         """Run the network on (N, 3, height, width) float32."""
+        if 0 in off and off != NO_MARGINS:
+            # At the edges of an image, each another network to be converted, for the few tiles that lie there.
+            return off.of(self(inputs))
         if drawn:
             raise ValueError("predict.engine=openvino: expected no code that is drawn; take predict.engine=pytorch")
         shape = tuple(inputs.shape)
-        if shape != self._shape:
+        if (shape, off) != (self._shape, self.off) or self._compiled is None:
             self._compiled = None
+            if off != self.off:
+                self.model, self.off = self._converted(off), off
             model = self.model.clone()
             model.reshape(list(shape))
             self._compiled, self._shape = self.core.compile_model(model, "CPU", self.settings), shape

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import cast
 
 import cv2
@@ -20,6 +21,7 @@ from pipeline.intensity import INTENSITIES, as_input
 from pipeline.networks import Network
 from pipeline.networks.autoencoders import Autoencoder
 from pipeline.networks.classifier import Classifier
+from pipeline.networks.inside import NO_MARGINS, Margins
 
 Orientation = tuple[int, bool]
 """Quarter turns, then whether mirrored left to right."""
@@ -36,6 +38,10 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "identity": lambda values: values.clamp(0.0, 1.0),
 }
 
+INSIDE = 1.25
+"""Pixels that the memory for one has room for, of a window whose rim is left out (2144 of 2,048, OpenVINO, float32)."""
+RESIZED = 2
+"""Pixels that a map of another magnification looks beyond its own when it is brought back."""
 IMAGE_BORDER = 16
 """Pixels by which images are mirrored at their edges before a network makes another image of them."""
 
@@ -79,13 +85,14 @@ class Predictor:
         self.precision = compute.precision
         self.forward = forward_of(network, settings.engine, compute)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, off: Margins = NO_MARGINS) -> np.ndarray:
         """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8.
 
+        off: what is seen and not wanted; the maps are those of the image with these margins taken off.
         Raises ValueError where a network that makes images gives values that are no numbers.
         """
         prepared = self.prepare(image)
-        made = average(self._magnified(prepared, scale) for scale in self.settings.scales)
+        made = average(off.of(self._magnified(prepared, scale, off)) for scale in self.settings.scales)
         if self.border and not np.isfinite(made).all():
             raise ValueError(
                 f"{self.name}: expected an image of numbers, found {int((~np.isfinite(made)).sum())} of {made.size} "
@@ -94,17 +101,18 @@ class Predictor:
             )
         return made
 
-    def _magnified(self, image: np.ndarray, scale: float) -> np.ndarray:
-        """Map the image as it looks that much larger, and bring the maps back to its size."""
+    def _magnified(self, image: np.ndarray, scale: float, off: Margins) -> np.ndarray:
+        """Map the image as it looks that much larger, and bring the maps back to its size; 0 where nothing is made."""
         if scale == 1.0:
-            return self._flipped(image)
+            return self._flipped(image, off)
         height, width = image.shape[:2]
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        maps = self._flipped(cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR))
+        seen = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        maps = self._flipped(seen, off.smaller(RESIZED).magnified(scale))
         back = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
         return np.stack([cv2.resize(plane, (width, height), interpolation=back) for plane in maps])
 
-    def _flipped(self, image: np.ndarray) -> np.ndarray:
+    def _flipped(self, image: np.ndarray, off: Margins) -> np.ndarray:
         """Average over the flips; of a prepared image, (height, width, 3) uint8."""
         # Whole cells, so that the network itself has nothing to fill up.
         least = 2 * self.network.cell
@@ -113,39 +121,55 @@ class Predictor:
         prepared = np.pad(image, ((self.border, below), (self.border, right), (0, 0)), mode="symmetric")
         height, width = image.shape[:2]
         inside = slice(self.border, self.border + height), slice(self.border, self.border + width)
-        return average(self._turned(prepared, *orientation) for orientation in FLIPS[self.settings.flips])[:, *inside]
+        beside = Margins(off.top + self.border, off.bottom + below, off.left + self.border, off.right + right)
+        turned = (self._turned(prepared, *orientation, beside) for orientation in FLIPS[self.settings.flips])
+        return average(turned)[:, *inside]
 
-    def _turned(self, image: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
+    def _turned(self, image: np.ndarray, turns: int, mirrored: bool, off: Margins) -> np.ndarray:
         """Map the turned and mirrored image, and bring the maps back."""
         turned = np.rot90(image, turns)
-        probabilities = self._tiled((turned[:, ::-1] if mirrored else turned).copy())
+        probabilities = self._tiled((turned[:, ::-1] if mirrored else turned).copy(), off.turned(turns, mirrored))
         back = np.rot90(probabilities[:, :, ::-1] if mirrored else probabilities, -turns, axes=(1, 2))
         return back if self.directions is None else _turned_back(back, self.directions, turns, mirrored)
 
-    def _tiled(self, image: np.ndarray) -> np.ndarray:
+    def _tiled(self, image: np.ndarray, off: Margins) -> np.ndarray:
         height, width = image.shape[:2]
-        rows, columns, together = self._sides(height, width)
+        rows, columns, together = self._sides(height, width, off)
         noise = self._noise(image)
-        places = [(row, column) for row in range(len(rows.starts)) for column in range(len(columns.starts))]
-        if len(places) == 1:
-            return self._forward(image[np.newaxis], None if noise is None else noise[np.newaxis])[0]
+        tall = [_own(rows, row, off.top, height - off.bottom) for row in range(len(rows.starts))]
+        wide = [_own(columns, column, off.left, width - off.right) for column in range(len(columns.starts))]
+        cuts: dict[Margins, list[tuple[int, int]]] = defaultdict(list)
+        for row, column in product(range(len(tall)), range(len(wide))):
+            if tall[row].start < tall[row].stop and wide[column].start < wide[column].stop:
+                cuts[self._cut(rows, tall[row], columns, wide[column])].append((row, column))
         total: np.ndarray | None = None
-        for batch in _batches(places, together):
+        for cut, batch in ((cut, batch) for cut, places in cuts.items() for batch in _batches(places, together)):
             windows = [_window(rows, row, columns, column) for row, column in batch]
             tiles = np.stack([image[window] for window in windows])
             drawn = None if noise is None else torch.stack([noise[:, *self._cells(window)] for window in windows])
-            for (row, column), window, values in zip(batch, windows, self._forward(tiles, drawn), strict=True):
+            made = self._forward(tiles, drawn, cut)
+            if len(tall) == len(wide) == 1 and cut == NO_MARGINS:
+                return made[0]
+            for (row, column), window, values in zip(batch, windows, made, strict=True):
                 if total is None:
                     total = np.zeros((len(values), height, width), np.float32)
-                own = _weighted(rows, row), _weighted(columns, column)
+                own = tall[row], wide[column]
                 share = np.outer(rows.weights[row][own[0]], columns.weights[column][own[1]]).astype(np.float32)
                 # In place and in one pass: of a slide every further copy is gigabytes, slower to come by than to fill.
                 there = torch.from_numpy(total[:, *window])[:, *own]
-                there.addcmul_(torch.from_numpy(values)[:, *own], torch.from_numpy(share))
+                there.addcmul_(torch.from_numpy(values)[:, *_within(own, cut)], torch.from_numpy(share))
         assert total is not None
         return total
 
-    def _sides(self, height: int, width: int) -> tuple[Side, Side, int]:
+    def _cut(self, rows: Side, tall: slice, columns: Side, wide: slice) -> Margins:
+        """What a network may leave out of a tile of which a part is wanted: the reach, or whole cells of it.
+
+        No more, so that few networks are to be compiled, each for the tiles that are cut alike.
+        """
+        beside = Margins(tall.start, rows.length - tall.stop, wide.start, columns.length - wide.stop)
+        return Margins(*(min(side, self.network.reach) for side in beside.smaller(0, self.network.cell)))
+
+    def _sides(self, height: int, width: int, off: Margins) -> tuple[Side, Side, int]:
         """Lay tiles over an image; return them by rows and columns, and how many go through together.
 
         A batch of tiles is taken as one larger tile where the network takes it: that costs the same memory, and less of
@@ -158,6 +182,9 @@ class Predictor:
             return rows, columns, self.settings.batch
         wanted = _up(tile, cell) + 2 * reach
         pixels = self.settings.batch * wanted**2
+        if min(off) >= reach and height * width <= INSIDE * pixels:
+            rows, columns = (seamless_side(side, side, 0, cell, reach) for side in (height, width))
+            return rows, columns, 1
         larger = pixels // min(height, width, math.isqrt(pixels)) // cell * cell
         shared = overlap * wanted / larger
         rows, columns = (seamless_side(side, larger - 2 * reach, shared, cell, reach) for side in (height, width))
@@ -179,8 +206,8 @@ class Predictor:
         return rows, columns
 
     @torch.inference_mode()
-    def _forward(self, tiles: np.ndarray, noise: torch.Tensor | None = None) -> np.ndarray:
-        """Map (N, height, width, 3) uint8 to (N, channels, height, width) float32, at the tiles' own size."""
+    def _forward(self, tiles: np.ndarray, noise: torch.Tensor | None = None, off: Margins = NO_MARGINS) -> np.ndarray:
+        """Map (N, height, width, 3) uint8 to (N, channels, height, width) float32, with the margins taken off."""
         height, width = tiles.shape[1:3]
         margin, stride = self.network.margin, self.network.stride
         input_height, input_width = self.network.input_size(-(-height // stride), -(-width // stride))
@@ -189,10 +216,12 @@ class Predictor:
             tiles = np.pad(tiles, ((0, 0), (margin, below), (margin, right), (0, 0)), mode="symmetric")
         inputs = as_input(torch.from_numpy(tiles).to(self.device))
         drawn = {} if noise is None else {"noise": noise.to(self.device)}
+        if off != NO_MARGINS and noise is None and stride == 1 and not (margin or below or right):
+            return self.activation(self.forward(inputs, off)).cpu().numpy()
         probabilities = self.activation(self.forward(inputs, **drawn))
         if stride > 1:
             probabilities = nn.functional.interpolate(probabilities, scale_factor=stride, mode="bilinear")
-        return probabilities[:, :, :height, :width].cpu().numpy()
+        return off.of(probabilities[:, :, :height, :width]).cpu().numpy()
 
 
 def average(maps: Iterable[np.ndarray]) -> np.ndarray:
@@ -217,16 +246,23 @@ def _turned_back(maps: np.ndarray, directions: tuple[int, int], turns: int, mirr
     return maps
 
 
-def _weighted(side: Side, tile: int) -> slice:
-    """The part of a tile that has a weight along a side."""
+def _own(side: Side, tile: int, first: int, end: int) -> slice:
+    """The part of a tile that has a weight along a side and is wanted, which is from first to end; may be empty."""
     places = np.flatnonzero(side.weights[tile])
-    return slice(int(places[0]), int(places[-1]) + 1)
+    start = side.starts[tile]
+    return slice(max(int(places[0]), first - start), min(int(places[-1]) + 1, end - start))
+
+
+def _within(own: tuple[slice, slice], off: Margins) -> tuple[slice, slice]:
+    """Parts of a tile as parts of what is left of it."""
+    rows, columns = own
+    return slice(rows.start - off.top, rows.stop - off.top), slice(columns.start - off.left, columns.stop - off.left)
 
 
 class ClassPredictor(Predictor):
     """A classifier with everything that turns images into probabilities of classes."""
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, off: Margins = NO_MARGINS) -> np.ndarray:
         """Return (classes,) float32 that sum to 1 for (height, width, 3) uint8."""
         return self.classify([image])[0]
 
@@ -340,16 +376,16 @@ def prepare_volume(prepare: Callable[[np.ndarray], np.ndarray], planes: np.ndarr
 class Ensemble:
     """The mean of the maps of several predictors."""
 
-    def __init__(self, members: Sequence[Callable[[np.ndarray], np.ndarray]]) -> None:
+    def __init__(self, members: Sequence[Callable[..., np.ndarray]]) -> None:
         self.members = members
         kinds = {takes_volumes(member) for member in members}
         if len(kinds) > 1:
             raise ValueError("train.members: expected runs of images, or runs of volumes, found both")
         self.takes_volumes = kinds == {True}
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, *off: Margins) -> np.ndarray:
         """Return what its members do, averaged: (channels, [planes,] height, width) float32 in [0, 1]."""
-        return average(member(image) for member in self.members)
+        return average(member(image, *off) for member in self.members)
 
 
 AnyPredictor = Predictor | VolumePredictor | Ensemble
@@ -402,6 +438,9 @@ def seamless_side(length: int, tile: int, overlap: float, cell: int, reach: int,
     if length <= size:
         return Side([0], length, [np.ones(length)])
     shared = min(max(_up(overlap * size, cell), 2 * reach + cell), size - cell)
+    # As many as that takes, none longer than they need be.
+    count = len(tile_starts(length // cell, size // cell, shared / size))
+    size = _up((length + (count - 1) * shared) / count, cell)
     starts = [cell * start for start in tile_starts(length // cell, size // cell, shared / size)]
 
     def weights(start: int) -> np.ndarray:

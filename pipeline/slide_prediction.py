@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from pipeline.inference import AnyPredictor, Ensemble, Predictor
+from pipeline.inference import RESIZED, Ensemble, Predictor
 from pipeline.instances import INTERIOR_REACH, Thresholds, label_raster
 from pipeline.intensity import TABLES, count_levels, looked_up
+from pipeline.networks.inside import Margins
 from pipeline.outputs import Outputs
 from pipeline.records.blocks import BLOCK, Block, blocks_of, find_tissue
 from pipeline.records.files import write_bytes, written_aside
@@ -42,7 +43,7 @@ TILE = 512
 OVERVIEW = 1600
 """Pixels along the longer side of the overview."""
 
-Maps = Callable[[np.ndarray], np.ndarray]
+Maps = Callable[[np.ndarray, Margins], np.ndarray]
 
 
 @dataclass
@@ -88,7 +89,7 @@ class SlidePrediction:
 
 
 def predict_slide(
-    view: View, predict: AnyPredictor, outputs: Outputs, thresholds: Thresholds, out: Path, stem: str,
+    view: View, predict: Predictor | Ensemble, outputs: Outputs, thresholds: Thresholds, out: Path, stem: str,
     normaliser: Normaliser | None = None,
 ) -> SlidePrediction:  # fmt: skip
     """Segment a view of a slide.
@@ -103,7 +104,9 @@ def predict_slide(
     seen = _restained(normaliser, sample)
     _fix_light(predict, [seen(image) for image in sample])
     reach = _reach(predict)
-    return write_slide(view, lambda window: predict(seen(window)), reach, tissue, outputs, thresholds, out, stem)
+    return write_slide(
+        view, lambda window, off: predict(seen(window), off), reach, tissue, outputs, thresholds, out, stem
+    )
 
 
 def write_slide(
@@ -112,7 +115,8 @@ def write_slide(
 ) -> SlidePrediction:  # fmt: skip
     """Predict the blocks of tissue, stitch what they hold, and write it; see predict_slide.
 
-    maps_of: (height, width, 3) uint8 to (channels, height, width); reach: pixels that a map looks beyond its own.
+    maps_of: (height, width, 3) uint8, and what of it is only seen, to (channels, height, width) of the rest; reach:
+    pixels that a map looks beyond its own.
     """
     parts = out / f"{stem}.parts"
     page = out / f"{stem}.html"
@@ -152,7 +156,7 @@ def _restained(normaliser: Normaliser | None, sample: Sequence[np.ndarray]) -> C
     return lambda window: normaliser.normalise(window, pooled, prefer_pooled=True).image
 
 
-def _fix_light(predict: AnyPredictor, sample: Sequence[np.ndarray]) -> None:
+def _fix_light(predict: Predictor | Ensemble, sample: Sequence[np.ndarray]) -> None:
     """Stretch every window of the slide alike."""
     members = predict.members if isinstance(predict, Ensemble) else [predict]
     counts = sum((count_levels(image) for image in sample), np.zeros((256, 3), np.int64))
@@ -161,11 +165,11 @@ def _fix_light(predict: AnyPredictor, sample: Sequence[np.ndarray]) -> None:
             member.prepare = partial(looked_up, TABLES[member.prepare](counts))
 
 
-def _reach(predict: AnyPredictor) -> int:
-    """Pixels beyond its own that a map depends on: the networks', at the smallest magnification."""
+def _reach(predict: Predictor | Ensemble) -> int:
+    """Pixels beyond its own that a map depends on: the networks', at the smallest magnification, brought back."""
     members = predict.members if isinstance(predict, Ensemble) else [predict]
     predictors = [member for member in members if isinstance(member, Predictor)]
-    return max(math.ceil(one.network.reach / min(one.settings.scales)) for one in predictors)
+    return max(math.ceil(one.network.reach / min(one.settings.scales)) + RESIZED for one in predictors)
 
 
 def _evenly(places: Sequence[Block], count: int) -> list[Block]:
@@ -193,12 +197,12 @@ def _predict_blocks(view: View, maps_of: Maps, reach: int, tissue: Sequence[Bloc
             waiting, desc="predict", unit="block", initial=len(tissue) - len(waiting), total=len(tissue), disable=None
         )
         for block, window in zip(progress, windows, strict=True):
-            maps = maps_of(window)
+            top, left, tall, wide = _grown(view, block, margin)
+            first, start, height, width = _grown(view, block, INTERIOR_REACH)
+            above, before = first - top, start - left
+            inner = maps_of(window, Margins(above, tall - height - above, before, wide - width - before))
             if written is not None:
                 written.result()
-            top, left, _, _ = _grown(view, block, margin)
-            first, start, height, width = _grown(view, block, INTERIOR_REACH)
-            inner = maps[:, first - top : first - top + height, start - left : start - left + width]
             seen = window[block[0] - top : block[0] - top + block[2], block[1] - left : block[1] - left + block[3]]
             written = writer.submit(_write_block, _part(parts, block), inner, page, block, seen)
         if written is not None:

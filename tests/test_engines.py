@@ -11,6 +11,7 @@ from pipeline.config import ComputeSettings, NetworkSettings, PredictSettings
 from pipeline.engines import OpenVino, forward_of
 from pipeline.inference import predictor_of
 from pipeline.networks import Network, build_network
+from pipeline.networks.inside import NO_MARGINS, Margins
 
 CPU = ComputeSettings(device="cpu", precision="fp32", threads=1)
 NETWORKS: list[dict[str, object]] = [
@@ -45,6 +46,19 @@ def test_maps_are_those_of_pytorch(settings: dict[str, object]) -> None:
     )
     assert plain.std() > 0.01
     np.testing.assert_allclose(quick, plain, atol=2e-3)
+
+
+@pytest.mark.parametrize("settings", NETWORKS[:2], ids=lambda settings: str(settings.get("arguments", settings)))
+@torch.inference_mode()
+def test_the_inside_is_that_of_pytorch(settings: dict[str, object]) -> None:
+    network = network_of(settings)
+    plain, quick = (forward_of(network, engine, CPU) for engine in ("pytorch", "openvino"))
+    for size, off in (((256, 320), Margins(64, 90, 0, 128)), ((320, 256), Margins(64, 90, 0, 128)),
+                      ((320, 256), Margins(1, 0, 100, 2)), ((320, 256), NO_MARGINS)):  # fmt: skip
+        image = torch.rand(1, 3, *size)
+        expected = plain(image, off)
+        assert expected.shape[2:] == off.of(image).shape[2:]
+        np.testing.assert_allclose(quick(image, off), expected, atol=2e-3)
 
 
 def test_the_same_bytes_again_whatever_came_between() -> None:

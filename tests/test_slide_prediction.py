@@ -15,6 +15,7 @@ import tifffile
 
 from pipeline.instances import Thresholds, label_raster
 from pipeline.labels import from_outlines
+from pipeline.networks.inside import NO_MARGINS, Margins
 from pipeline.outputs import Outputs
 from pipeline.records.blocks import blocks_of, find_tissue
 from pipeline.records.outline import Outline
@@ -29,11 +30,11 @@ THRESHOLDS = Thresholds(0.5, 0.4, minimum_size=4)
 REACH = 5
 
 
-def maps_of(window: np.ndarray) -> np.ndarray:
+def maps_of(window: np.ndarray, off: Margins = NO_MARGINS) -> np.ndarray:
     """Maps that look REACH pixels around, as a network's do: wrong near the window's edge, right inside."""
     dark = 1.0 - cv2.blur(window, (2 * REACH + 1,) * 2).astype(np.float32).mean(axis=2) / 255.0
     inside = np.clip(2.0 * dark, 0, 1)
-    return from_levels(to_levels(np.stack([inside, 1.0 - inside])))
+    return off.of(from_levels(to_levels(np.stack([inside, 1.0 - inside]))))
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +78,11 @@ def test_masks_and_outlines_are_those_of_the_whole_image(slide: Path, tmp_path: 
 def test_killed_it_carries_on_and_ends_with_the_same_bytes(slide: Path, tmp_path: Path) -> None:
     calls = []
 
-    def dies(window: np.ndarray) -> np.ndarray:
+    def dies(window: np.ndarray, off: Margins) -> np.ndarray:
         calls.append(window.shape)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return maps_of(window)
+        return maps_of(window, off)
 
     with open_slide(slide) as opened:
         view = View(opened)
@@ -98,8 +99,8 @@ def test_killed_it_carries_on_and_ends_with_the_same_bytes(slide: Path, tmp_path
 
 
 def test_classes_are_those_of_the_whole_image(slide: Path, tmp_path: Path) -> None:
-    def three(window: np.ndarray) -> np.ndarray:
-        dark = maps_of(window)[0]
+    def three(window: np.ndarray, off: Margins = NO_MARGINS) -> np.ndarray:
+        dark = maps_of(window, off)[0]
         return from_levels(to_levels(np.stack([1 - dark, dark * 0.9, dark**2])))
 
     with open_slide(slide) as opened:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import NetworkSettings
+from pipeline.networks.inside import Margins
 
 
 class Network(nn.Module):
@@ -29,6 +30,13 @@ class Network(nn.Module):
     stride: int = 1
     cell: int = 1
     reach: int = 0
+
+    def inside(self, image: Tensor, margins: Margins) -> Tensor:
+        """Logits of an image with the margins taken off, pixels of the image; of networks of margin 0 and stride 1.
+
+        Networks that need not make what is taken off say so here.
+        """
+        return margins.of(self(image))
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the output for an input of height x width pixels."""

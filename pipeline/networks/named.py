@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.networks import Network
+from pipeline.networks.inside import Margins, decode_inside, decodes_inside
 from pipeline.networks.unet import enlarged
 
 SMP_ARCHITECTURES = (
@@ -46,9 +47,18 @@ class AnySize(Network):
 
     (N, channels, H, W) float to logits (N, outputs, H, W). Images are padded to a multiple of `multiple`, at least
     `least` pixels. Raises ValueError where one is larger than `largest`, or the output is no map of the image's size.
+    decodes_inside: whether pipeline.networks.inside knows the network as one that can leave out a window's rim.
     """
 
-    def __init__(self, network: nn.Module, name: str, multiple: int, least: int, largest: int | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        multiple: int,
+        least: int,
+        largest: int | None = None,
+        decodes_inside: bool = False,
+    ) -> None:
         super().__init__()
         self.network, self.name = network, name
         self.multiple, self.least, self.largest = multiple, least, largest
@@ -56,6 +66,7 @@ class AnySize(Network):
         self.cell = multiple if largest is None else math.gcd(multiple, 32)
         # Of a trained U-Net on EfficientNet-Lite0: what lies further changes no probability by more than 0.01.
         self.reach = 8 * self.cell
+        self.decodes_inside = decodes_inside
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
@@ -74,6 +85,14 @@ class AnySize(Network):
                 f"image, found {found}; leave out arguments that change the output, or take another network"
             )
         return logits[..., :height, :width]
+
+    def inside(self, image: Tensor, margins: Margins) -> Tensor:
+        """Logits with the margins taken off; a U-Net makes little else where the image's sides need no padding."""
+        if self.decodes_inside and all(self._side(side) == side for side in image.shape[-2:]):
+            if isinstance(self.network, Standardised):
+                return decode_inside(self.network.network, self.network.standardised(image), margins)
+            return decode_inside(self.network, image, margins)
+        return super().inside(image, margins)
 
     def _side(self, side: int) -> int:
         return max(self.least, -(-side // self.multiple) * self.multiple)
@@ -120,7 +139,11 @@ class Standardised(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits for an image in [0, 1]."""
-        return self.network((image - self.mean) / self.deviation)
+        return self.network(self.standardised(image))
+
+    def standardised(self, image: Tensor) -> Tensor:
+        """The image as the encoder was trained to see it."""
+        return (image - self.mean) / self.deviation
 
 
 def unknown(what: str, found: str, known: Iterable[str]) -> str:
@@ -210,13 +233,14 @@ def build_smp(name: str, channels: int, outputs: int, arguments: dict[str, Any],
         ) from error
     if local is not None:
         load_encoder(network.encoder, local)
+    spares = decodes_inside(network)
     multiple = math.lcm(network.encoder.output_stride, 2 ** int(settings.get("encoder_depth", 5)))
     if weights is not None and channels == 3:
         # Where a checkpoint of the run follows, it brings the colours too.
         colours = _expected_colours(encoder, weights, local is not None) if pretrained else ((0.0,) * 3, (1.0,) * 3)
         network = Standardised(network, *colours)
     # Pyramids that pool the deepest features, and PAN's three times more, need more than one pixel there.
-    return AnySize(network, label, multiple, least=128 if name == "PAN" else 2 * multiple)
+    return AnySize(network, label, multiple, least=128 if name == "PAN" else 2 * multiple, decodes_inside=spares)
 
 
 def _check_encoder(encoder: str, weights: str | None) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.networks import Network
+from pipeline.networks.inside import Margins, levels_of
 
 Normalisation = Literal["batch", "group", "instance", "none"]
 
@@ -101,6 +102,7 @@ class UNet(Network):
         self.depth, self.padded, self.stride, self.finest = depth, padded, output_stride, finest
         self.cell, self.reach = 2**depth, 7 * 2**depth
         self.residual = residual
+        self.local = normalisation in ("batch", "none")
         self.lost = 0 if padded else LOST
         self.margin = self.lost // 2 * (2 ** (depth + 1) - 1 + 2**depth - output_stride)
         widths = [width * 2**level for level in range(depth + 1)]
@@ -176,17 +178,38 @@ class UNet(Network):
             # Instance and batch statistics need more than one value a channel at the bottleneck.
             least = 2 ** (self.depth + 1)
             features = enlarged(image, max(least, image.shape[-2]), max(least, image.shape[-1]))
-        skips = []
-        for block in self.encoder:
-            features = block(features)
-            skips.append(features)
-            features = self.pool(features)
-        features = self.dropout(self.bottleneck(features))
+        skips, features = self._encoded(features)
         for level, (upward, block) in enumerate(zip(self.upward, self.decoder, strict=True)):
             skip = skips[self.depth - 1 - level]
             features = block(self._joined(upward(features), skip, level))
         logits = self.output(features)[..., :rows, :columns]
         return logits + torch.logit(image.float(), eps=QUARTER_LEVEL) if self.residual else logits
+
+    def _encoded(self, features: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The maps that the decoder is shown beside the coarser ones, the finest first, and the coarsest."""
+        skips = []
+        for block in self.encoder:
+            features = block(features)
+            skips.append(features)
+            features = self.pool(features)
+        return skips, self.dropout(self.bottleneck(features))
+
+    def inside(self, image: Tensor, margins: Margins) -> Tensor:
+        """Logits with the margins taken off, for which the decoder makes little else.
+
+        Not so where an image is not of whole cells, nor where a norm is taken over a whole map.
+        """
+        whole = all(side % self.cell == 0 and side >= 2 * self.cell for side in image.shape[-2:])
+        if not (whole and self.padded and self.stride == 1 and self.local):
+            return super().inside(image, margins)
+        skips, features = self._encoded(image)
+        levels = levels_of(margins, self.depth, last=1, enlarging=1)
+        features = levels[0].coarser.of(features)
+        for level, upward, block, skip in zip(levels, self.upward, self.decoder, skips[::-1], strict=True):
+            larger = level.seen.beyond(level.coarser.magnified(2)).of(upward(features))
+            features = level.map.beyond(level.seen).of(block(torch.cat([level.seen.of(skip), larger], dim=1)))
+        logits = margins.beyond(levels[-1].map).of(self.output(features))
+        return logits + torch.logit(margins.of(image).float(), eps=QUARTER_LEVEL) if self.residual else logits
 
     def _joined(self, features: Tensor, skip: Tensor, level: int) -> Tensor:
         """Join the upsampled map with the skip, both cropped to what they share; level counts from the bottleneck."""

@@ -276,6 +276,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
 
     task: folder of the run, slide, folder that is written to, microns per pixel, overrides.
     """
+    from pipeline.inference import VolumePredictor
     from pipeline.records.findings import FaultyFile
     from pipeline.records.slides import View, open_slide
     from pipeline.slide_prediction import predict_slide
@@ -290,6 +291,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
             view = View.at(slide, mpp)
             # Anew for each slide, whose light it learns.
             predict = _with_settings(trained, overrides, quick_engine=True)
+            assert not isinstance(predict, VolumePredictor), "refused before any slide is opened"
             done = predict_slide(
                 view, predict, trained.outputs, trained.thresholds(), Path(out), file.stem, normaliser
             )  # fmt: skip
