@@ -329,10 +329,12 @@ class VolumePredictor:
         self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
         window: tuple[int, int, int], name: str,
     ) -> None:  # fmt: skip
-        if settings.scales != (1.0,) or settings.engine == "openvino":
+        by_default = PredictSettings.model_fields["tile"].default
+        if settings.scales != (1.0,) or settings.engine == "openvino" or settings.tile != by_default:
             raise ValueError(
-                f"{name}: a network of volumes takes predict.scales=[1.0] and predict.engine=pytorch, found "
-                f"{[*settings.scales]} and {settings.engine}"
+                f"{name}: a network of volumes takes predict.scales=[1.0], predict.engine=pytorch and no predict.tile "
+                f"(its windows are those of augment.planes and augment.crop), found {[*settings.scales]}, "
+                f"{settings.engine} and {settings.tile}"
             )
         self.network, self.name, self.settings, self.window = network, name, settings, window
         self.activation = ACTIVATIONS[activation]

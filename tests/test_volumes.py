@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -260,6 +261,21 @@ def test_images_and_slides_are_refused(trained: Path, tmp_path: Path) -> None:
         predict_images(str(paths.train), trained / "data" / "ingest" / "nifti" / "images", tmp_path)
     with pytest.raises(ValueError, match="expected a run that looks at images, found one of NIfTI volumes"):
         predict_slides(str(paths.train), tmp_path, tmp_path)
+
+
+def test_what_would_be_left_out_in_silence_is_refused(trained: Path, tmp_path: Path) -> None:
+    _, paths = settings_of(trained)
+    mixed = tmp_path / "mixed"
+    shutil.copytree(trained / "data" / "raw" / "nifti" / "imagesTs", mixed)
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"--overlay draws on images, found volumes in .*mixed"):
+        predict_images(str(paths.train), mixed, out, overlay=True)
+    with pytest.raises(ValueError, match=r"no predict\.tile .*augment\.planes and augment\.crop.* and 128"):
+        predict_images(str(paths.train), mixed, out, overrides=["predict.tile=128"])
+    (mixed / "photo.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 volume\(s\) and 1 image\(s\), such as p9\.nii\.gz and photo\.png"):
+        predict_images(str(paths.train), mixed, out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,10 @@ def _places(told: dict[Any, str], images: Sequence[str]) -> dict[Any, str | None
 
 
 def _outline(rings: Iterable[Any], name: object) -> Outline:
-    arrays = tuple(np.asarray(ring, float)[:, :2] for ring in rings)
+    points = [np.asarray(ring, float) for ring in rings]
+    if any(ring.ndim != 2 or ring.shape[1] < 2 for ring in points):
+        raise ValueError("a ring that is no list of points")
+    arrays = tuple(ring[:, :2] for ring in points)
     if not all(np.isfinite(ring).all() for ring in arrays):
         raise ValueError("a coordinate that is no number")
     class_name = str(name) if name else None

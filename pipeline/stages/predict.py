@@ -127,7 +127,7 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     classes, objects.csv tells them: the stem as case_id, object, class and its probability.
     run: a name below data/train/, or the run's folder; overlay: also <stem>_overlay.png; overrides: settings of predict
     and compute. Every image that cannot be read is named at the end, after all others were written.
-    Raises ValueError for unreadable images, two images of one stem, or a folder without images.
+    Raises ValueError for unreadable images, two images of one stem, or a folder without images, or of volumes too.
     """
     from pipeline.instances import label_raster, object_classes
     from pipeline.outputs import to_pixels
@@ -148,6 +148,10 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         raise ValueError(
             f"{images}: expected NIfTI volumes for the run in {trained.folder}, trained with augment.planes="
             f"{trained.config.augment.planes}, found images"
+        )
+    if volumes and overlay:
+        raise ValueError(
+            f"--overlay draws on images, found volumes in {images}; leave it out, and open the masks beside them"
         )
     if volumes:
         _predict_volumes(volumes, predict, trained, out)
@@ -184,11 +188,19 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
 
 
 def _volumes_of(images: Path) -> list[Path]:
-    """The NIfTI files that a path means: itself, or those of a folder that holds no other images."""
+    """The NIfTI files that a path means: itself, or those of a folder; ValueError where that holds images too."""
+    from pipeline.records.decode import IMAGE_SUFFIXES
     from pipeline.records.volumes import SUFFIXES
 
     files = sorted(images.iterdir()) if images.is_dir() else [images]
-    return [file for file in files if file.name.lower().endswith(SUFFIXES)]
+    volumes = [file for file in files if file.name.lower().endswith(SUFFIXES)]
+    others = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if volumes and others:
+        raise ValueError(
+            f"{images}: expected images or NIfTI volumes, found {len(volumes)} volume(s) and {len(others)} image(s), "
+            f"such as {volumes[0].name} and {others[0].name}; give each a folder of their own"
+        )
+    return volumes
 
 
 def _predict_volumes(files: Sequence[Path], predict: AnyPredictor, trained: TrainedRun, out: Path) -> None:
