@@ -14,7 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import grouping
-from pipeline.grouping import Join, draw_groups, find_identical, find_joins, join_sets, lay_out, members_of, oriented
+from pipeline.grouping import find_joins
+from pipeline.grouping.joins import Join, join_sets, members_of, oriented
+from pipeline.grouping.layout import lay_out
+from pipeline.grouping.same_pixels import find_identical
+from pipeline.grouping.sheet import draw_groups
 from pipeline.sample import render_sample
 
 

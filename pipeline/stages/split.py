@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config, SplitSettings
-from pipeline.grouping import MAXIMUM_IMAGES, Join, draw_groups, find_identical, find_joins, join_sets, members_of
+from pipeline.grouping import MAXIMUM_IMAGES, find_joins
+from pipeline.grouping.joins import Join, join_sets, members_of
+from pipeline.grouping.same_pixels import find_identical
+from pipeline.grouping.sheet import draw_groups
 from pipeline.records.case import Case, divided, read_cases
 from pipeline.records.files import write_json, write_text
 from pipeline.records.paths import Paths

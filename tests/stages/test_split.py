@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config, SplitSettings
-from pipeline.grouping import Join
+from pipeline.grouping.joins import Join
 from pipeline.records.case import Case, write_cases
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import write_png
