@@ -99,9 +99,10 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": compute.threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self.model, self.off = self._converted(NO_MARGINS), NO_MARGINS
+        # The whole, and one inside: a conversion takes longer than to look at a tile.
+        self.models = {NO_MARGINS: self._converted(NO_MARGINS)}
         # Of one shape of input at a time: each takes as much memory as its activations, and a fifth of a second.
-        self._shape: tuple[int, ...] = ()
+        self._made_for: tuple[tuple[int, ...], Margins] | None = None
         self._compiled: Any = None
 
     def _converted(self, off: Margins) -> Any:
@@ -134,11 +135,12 @@ class OpenVino:
         if drawn:
             raise ValueError("predict.engine=openvino: expected no code that is drawn; take predict.engine=pytorch")
         shape = tuple(inputs.shape)
-        if (shape, off) != (self._shape, self.off) or self._compiled is None:
+        if (shape, off) != self._made_for:
             self._compiled = None
-            if off != self.off:
-                self.model, self.off = self._converted(off), off
-            model = self.model.clone()
+            if off not in self.models:
+                self.models = {NO_MARGINS: self.models[NO_MARGINS], off: self._converted(off)}
+            model = self.models[off].clone()
             model.reshape(list(shape))
-            self._compiled, self._shape = self.core.compile_model(model, "CPU", self.settings), shape
+            self._compiled = self.core.compile_model(model, "CPU", self.settings)
+            self._made_for = shape, off
         return torch.from_numpy(self._compiled(np.ascontiguousarray(inputs.numpy()))[0])

@@ -7,8 +7,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -23,6 +24,8 @@ from pipeline.networks.autoencoders import Autoencoder
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.inside import NO_MARGINS, Margins
 
+Place = tuple[int, int]
+"""Row and column of a window in a larger image."""
 Orientation = tuple[int, bool]
 """Quarter turns, then whether mirrored left to right."""
 
@@ -41,7 +44,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 INSIDE = 1.25
 """Pixels that the memory for one has room for, of a window whose rim is left out (2144 of 2,048, OpenVINO, float32)."""
 RESIZED = 2
-"""Pixels that a map of another magnification looks beyond its own when it is brought back."""
+"""Pixels of a map of another magnification that are looked at beyond what is wanted when it is brought back."""
 IMAGE_BORDER = 16
 """Pixels by which images are mirrored at their edges before a network makes another image of them."""
 
@@ -85,14 +88,16 @@ class Predictor:
         self.precision = compute.precision
         self.forward = forward_of(network, settings.engine, compute)
 
-    def __call__(self, image: np.ndarray, off: Margins = NO_MARGINS) -> np.ndarray:
+    def __call__(self, image: np.ndarray, off: Margins = NO_MARGINS, at: Place = (0, 0)) -> np.ndarray:
         """Return (channels, height, width) float32 in [0, 1] for (height, width, 3) uint8.
 
-        off: what is seen and not wanted; the maps are those of the image with these margins taken off.
+        off: what is seen and not wanted; the maps are those of the image with these margins taken off. at: row and
+        column where a window lies in a larger image, so that it is seen as there; at a magnification, where it lies and
+        how large it is should be whole pixels (see `grid_of`).
         Raises ValueError where a network that makes images gives values that are no numbers.
         """
         prepared = self.prepare(image)
-        made = average(off.of(self._magnified(prepared, scale, off)) for scale in self.settings.scales)
+        made = average(off.of(self._magnified(prepared, scale, off, at)) for scale in self.settings.scales)
         if self.border and not np.isfinite(made).all():
             raise ValueError(
                 f"{self.name}: expected an image of numbers, found {int((~np.isfinite(made)).sum())} of {made.size} "
@@ -101,29 +106,31 @@ class Predictor:
             )
         return made
 
-    def _magnified(self, image: np.ndarray, scale: float, off: Margins) -> np.ndarray:
+    def _magnified(self, image: np.ndarray, scale: float, off: Margins, at: Place) -> np.ndarray:
         """Map the image as it looks that much larger, and bring the maps back to its size; 0 where nothing is made."""
         if scale == 1.0:
-            return self._flipped(image, off)
+            return self._flipped(image, off, at)
         height, width = image.shape[:2]
         size = max(1, round(width * scale)), max(1, round(height * scale))
         seen = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        maps = self._flipped(seen, off.smaller(RESIZED).magnified(scale))
+        place = round(at[0] * scale), round(at[1] * scale)
+        maps = self._flipped(seen, off.magnified(scale).smaller(RESIZED), place)
         back = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
         return np.stack([cv2.resize(plane, (width, height), interpolation=back) for plane in maps])
 
-    def _flipped(self, image: np.ndarray, off: Margins) -> np.ndarray:
+    def _flipped(self, image: np.ndarray, off: Margins, at: Place) -> np.ndarray:
         """Average over the flips; of a prepared image, (height, width, 3) uint8."""
-        # Whole cells, so that the network itself has nothing to fill up.
-        least = 2 * self.network.cell
-        beyond = [max(_up(side + 2 * self.border, self.network.cell), least) - side for side in image.shape[:2]]
-        below, right = (pixels - self.border for pixels in beyond)
-        prepared = np.pad(image, ((self.border, below), (self.border, right), (0, 0)), mode="symmetric")
-        height, width = image.shape[:2]
-        inside = slice(self.border, self.border + height), slice(self.border, self.border + width)
-        beside = Margins(off.top + self.border, off.bottom + below, off.left + self.border, off.right + right)
-        turned = (self._turned(prepared, *orientation, beside) for orientation in FLIPS[self.settings.flips])
-        return average(turned)[:, *inside]
+        # Whole cells, so that the network itself has nothing to fill up, and the cells of the image it is a window of.
+        cell, height, width = self.network.cell, *image.shape[:2]
+        above, before = (self.border + place % cell for place in at)
+        # Windows of one size stay so, wherever they lie.
+        most = 2 * self.border + (cell - 1 if at[0] % cell or at[1] % cell else 0)
+        tall, wide = (max(_up(side + most, cell), 2 * cell) for side in (height, width))
+        beside = Margins(above, tall - height - above, before, wide - width - before)
+        prepared = np.pad(image, (beside[:2], beside[2:], (0, 0)), mode="symmetric")
+        unwanted = Margins(*(one + other for one, other in zip(beside, off, strict=True)))
+        turned = (self._turned(prepared, *orientation, unwanted) for orientation in FLIPS[self.settings.flips])
+        return beside.of(average(turned))
 
     def _turned(self, image: np.ndarray, turns: int, mirrored: bool, off: Margins) -> np.ndarray:
         """Map the turned and mirrored image, and bring the maps back."""
@@ -182,7 +189,8 @@ class Predictor:
             return rows, columns, self.settings.batch
         wanted = _up(tile, cell) + 2 * reach
         pixels = self.settings.batch * wanted**2
-        if min(off) >= reach and height * width <= INSIDE * pixels:
+        most = INSIDE * pixels if self.network.spares else pixels
+        if min(off) >= reach and height * width <= most:
             rows, columns = (seamless_side(side, side, 0, cell, reach) for side in (height, width))
             return rows, columns, 1
         larger = pixels // min(height, width, math.isqrt(pixels)) // cell * cell
@@ -262,7 +270,7 @@ def _within(own: tuple[slice, slice], off: Margins) -> tuple[slice, slice]:
 class ClassPredictor(Predictor):
     """A classifier with everything that turns images into probabilities of classes."""
 
-    def __call__(self, image: np.ndarray, off: Margins = NO_MARGINS) -> np.ndarray:
+    def __call__(self, image: np.ndarray, off: Margins = NO_MARGINS, at: Place = (0, 0)) -> np.ndarray:
         """Return (classes,) float32 that sum to 1 for (height, width, 3) uint8."""
         return self.classify([image])[0]
 
@@ -385,9 +393,9 @@ class Ensemble:
             raise ValueError("train.members: expected runs of images, or runs of volumes, found both")
         self.takes_volumes = kinds == {True}
 
-    def __call__(self, image: np.ndarray, *off: Margins) -> np.ndarray:
+    def __call__(self, image: np.ndarray, *window: Any) -> np.ndarray:
         """Return what its members do, averaged: (channels, [planes,] height, width) float32 in [0, 1]."""
-        return average(member(image, *off) for member in self.members)
+        return average(member(image, *window) for member in self.members)
 
 
 AnyPredictor = Predictor | VolumePredictor | Ensemble
@@ -417,6 +425,11 @@ def predictor_of(
     return kind(cast(Network, network), activation, intensity, settings, compute, border, name, directions)
 
 
+def grid_of(scales: Iterable[float]) -> int:
+    """Pixels of an image that every one of the magnifications makes whole pixels of, of up to 100."""
+    return math.lcm(*(Fraction(scale).limit_denominator(100).denominator for scale in scales))
+
+
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
     """First pixels of equally spaced tiles that cover a length; neighbours overlap by at least the share."""
     if length <= tile:
@@ -443,7 +456,7 @@ def seamless_side(length: int, tile: int, overlap: float, cell: int, reach: int,
     # As many as that takes, none longer than they need be.
     count = len(tile_starts(length // cell, size // cell, shared / size))
     size = _up((length + (count - 1) * shared) / count, cell)
-    starts = [cell * start for start in tile_starts(length // cell, size // cell, shared / size)]
+    starts = [cell * int(start) for start in np.rint(np.linspace(0, (length - size) // cell, count))]
 
     def weights(start: int) -> np.ndarray:
         at = np.arange(size) + 0.5

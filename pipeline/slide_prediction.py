@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from pipeline.inference import RESIZED, Ensemble, Predictor
+from pipeline.inference import RESIZED, Ensemble, Place, Predictor, grid_of
 from pipeline.instances import INTERIOR_REACH, Thresholds, label_raster
 from pipeline.intensity import TABLES, count_levels, looked_up
 from pipeline.networks.inside import Margins
@@ -43,7 +43,7 @@ TILE = 512
 OVERVIEW = 1600
 """Pixels along the longer side of the overview."""
 
-Maps = Callable[[np.ndarray, Margins], np.ndarray]
+Maps = Callable[[np.ndarray, Margins, Place], np.ndarray]
 
 
 @dataclass
@@ -103,24 +103,26 @@ def predict_slide(
     sample = [view.window(*place) for place in _evenly(tissue, SAMPLED)]
     seen = _restained(normaliser, sample)
     _fix_light(predict, [seen(image) for image in sample])
-    reach = _reach(predict)
-    return write_slide(
-        view, lambda window, off: predict(seen(window), off), reach, tissue, outputs, thresholds, out, stem
-    )
+    seeing = _reach(predict), _grid(predict)
+
+    def maps_of(window: np.ndarray, off: Margins, at: Place) -> np.ndarray:
+        return predict(seen(window), off, at)
+
+    return write_slide(view, maps_of, seeing, tissue, outputs, thresholds, out, stem)
 
 
 def write_slide(
-    view: View, maps_of: Maps, reach: int, tissue: Sequence[Block], outputs: Outputs,
+    view: View, maps_of: Maps, seeing: tuple[int, int], tissue: Sequence[Block], outputs: Outputs,
     thresholds: Thresholds, out: Path, stem: str,
 ) -> SlidePrediction:  # fmt: skip
     """Predict the blocks of tissue, stitch what they hold, and write it; see predict_slide.
 
-    maps_of: (height, width, 3) uint8, and what of it is only seen, to (channels, height, width) of the rest; reach:
-    pixels that a map looks beyond its own.
+    maps_of: (height, width, 3) uint8, what of it is only seen, and where it lies, to (channels, height, width) of the
+    rest; seeing: pixels that a map looks beyond its own, and those whose multiples a window is to begin and end at.
     """
     parts = out / f"{stem}.parts"
     page = out / f"{stem}.html"
-    _predict_blocks(view, maps_of, reach, tissue, parts, page)
+    _predict_blocks(view, maps_of, seeing, tissue, parts, page)
     blocks = len(blocks_of(view))
     if outputs.has_objects:
         stitcher = Stitcher(view.height, view.width, outputs.channels, thresholds)
@@ -169,7 +171,8 @@ def _reach(predict: Predictor | Ensemble) -> int:
     """Pixels beyond its own that a map depends on: the networks', at the smallest magnification, brought back."""
     members = predict.members if isinstance(predict, Ensemble) else [predict]
     predictors = [member for member in members if isinstance(member, Predictor)]
-    return max(math.ceil(one.network.reach / min(one.settings.scales)) + RESIZED for one in predictors)
+    looked = [(one.network.reach, scale) for one in predictors for scale in one.settings.scales]
+    return max(math.ceil((reach + RESIZED * (scale != 1.0)) / scale) for reach, scale in looked)
 
 
 def _evenly(places: Sequence[Block], count: int) -> list[Block]:
@@ -177,18 +180,27 @@ def _evenly(places: Sequence[Block], count: int) -> list[Block]:
     return [places[index] for index in picked]
 
 
-def _predict_blocks(view: View, maps_of: Maps, reach: int, tissue: Sequence[Block], parts: Path, page: Path) -> None:
+def _grid(predict: Predictor | Ensemble) -> int:
+    """Pixels at whose multiples a window shows each network the pixels that it would see of the whole."""
+    members = predict.members if isinstance(predict, Ensemble) else [predict]
+    return math.lcm(*(grid_of(one.settings.scales) for one in members if isinstance(one, Predictor)))
+
+
+def _predict_blocks(
+    view: View, maps_of: Maps, seeing: tuple[int, int], tissue: Sequence[Block], parts: Path, page: Path
+) -> None:
     """Write the maps of every block of tissue that has none yet, with INTERIOR_REACH pixels more on each side.
 
     While the network looks at a block, the next one is read and the last one is written; three are in memory.
     """
     from tqdm import tqdm
 
+    reach, grid = seeing
     margin = reach + INTERIOR_REACH
     waiting = [block for block in tissue if not _part(parts, block).exists()]
 
     def read(block: Block) -> np.ndarray:
-        return view.window(*_grown(view, block, margin))
+        return view.window(*_grown(view, block, margin, grid))
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         windows = _ahead(reader, read, waiting)
@@ -197,10 +209,10 @@ def _predict_blocks(view: View, maps_of: Maps, reach: int, tissue: Sequence[Bloc
             waiting, desc="predict", unit="block", initial=len(tissue) - len(waiting), total=len(tissue), disable=None
         )
         for block, window in zip(progress, windows, strict=True):
-            top, left, tall, wide = _grown(view, block, margin)
+            top, left, tall, wide = _grown(view, block, margin, grid)
             first, start, height, width = _grown(view, block, INTERIOR_REACH)
             above, before = first - top, start - left
-            inner = maps_of(window, Margins(above, tall - height - above, before, wide - width - before))
+            inner = maps_of(window, Margins(above, tall - height - above, before, wide - width - before), (top, left))
             if written is not None:
                 written.result()
             seen = window[block[0] - top : block[0] - top + block[2], block[1] - left : block[1] - left + block[3]]
@@ -235,11 +247,12 @@ def _part(parts: Path, block: Block) -> Path:
     return parts / f"{block[0]}_{block[1]}.png"
 
 
-def _grown(view: View, block: Block, margin: int) -> Block:
-    """A block and so many pixels more on each side that is not the view's own."""
+def _grown(view: View, block: Block, margin: int, grid: int = 1) -> Block:
+    """A block and so many pixels more on each side that is not the view's own, up to multiples of the grid."""
     top, left, height, width = block
-    first, start = max(top - margin, 0), max(left - margin, 0)
-    return first, start, min(top + height + margin, view.height) - first, min(left + width + margin, view.width) - start
+    first, start = (max(side - margin, 0) // grid * grid for side in (top, left))
+    below, right = (-(-(end + margin) // grid) * grid for end in (top + height, left + width))
+    return first, start, min(below, view.height) - first, min(right, view.width) - start
 
 
 def _maps(view: View, block: Block, parts: Path, channels: int) -> np.ndarray:

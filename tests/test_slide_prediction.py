@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from pipeline.inference import Place
 from pipeline.instances import Thresholds, label_raster
 from pipeline.labels import from_outlines
 from pipeline.networks.inside import NO_MARGINS, Margins
@@ -30,7 +31,7 @@ THRESHOLDS = Thresholds(0.5, 0.4, minimum_size=4)
 REACH = 5
 
 
-def maps_of(window: np.ndarray, off: Margins = NO_MARGINS) -> np.ndarray:
+def maps_of(window: np.ndarray, off: Margins = NO_MARGINS, at: Place = (0, 0)) -> np.ndarray:
     """Maps that look REACH pixels around, as a network's do: wrong near the window's edge, right inside."""
     dark = 1.0 - cv2.blur(window, (2 * REACH + 1,) * 2).astype(np.float32).mean(axis=2) / 255.0
     inside = np.clip(2.0 * dark, 0, 1)
@@ -56,7 +57,7 @@ def test_masks_and_outlines_are_those_of_the_whole_image(slide: Path, tmp_path: 
         tissue = find_tissue(view, blocks_of(view))
         assert [block[:2] for block in tissue] == [(0, 0), (0, 1024), (1024, 0), (1024, 1024), (2048, 3072)]
         assert len(blocks_of(view)) == 12
-        done = write_slide(view, maps_of, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path, "made")
+        done = write_slide(view, maps_of, (REACH, 1), tissue, OBJECTS, THRESHOLDS, tmp_path, "made")
         whole = label_raster(maps_of(opened.read(0, 0, 0, 2300, 3200)), OBJECTS, THRESHOLDS)
     mask = tifffile.imread(tmp_path / "made.tif")
     assert mask.dtype == np.uint32 and (done.objects, done.tissue, done.blocks, done.cut) == (whole.max(), 5, 12, 0)
@@ -78,7 +79,7 @@ def test_masks_and_outlines_are_those_of_the_whole_image(slide: Path, tmp_path: 
 def test_killed_it_carries_on_and_ends_with_the_same_bytes(slide: Path, tmp_path: Path) -> None:
     calls = []
 
-    def dies(window: np.ndarray, off: Margins) -> np.ndarray:
+    def dies(window: np.ndarray, off: Margins, at: Place) -> np.ndarray:
         calls.append(window.shape)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -87,26 +88,26 @@ def test_killed_it_carries_on_and_ends_with_the_same_bytes(slide: Path, tmp_path
     with open_slide(slide) as opened:
         view = View(opened)
         tissue = find_tissue(view, blocks_of(view))
-        write_slide(view, maps_of, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path / "at once", "made")
+        write_slide(view, maps_of, (REACH, 1), tissue, OBJECTS, THRESHOLDS, tmp_path / "at once", "made")
         with pytest.raises(KeyboardInterrupt):
-            write_slide(view, dies, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path / "killed", "made")
+            write_slide(view, dies, (REACH, 1), tissue, OBJECTS, THRESHOLDS, tmp_path / "killed", "made")
         calls.clear()
         calls.extend([(0, 0, 0)] * 3)
-        write_slide(view, dies, REACH, tissue, OBJECTS, THRESHOLDS, tmp_path / "killed", "made")
+        write_slide(view, dies, (REACH, 1), tissue, OBJECTS, THRESHOLDS, tmp_path / "killed", "made")
         assert len(calls) == 3 + 3
     for name in ("made.tif", "made.geojson", "made_overview.png"):
         assert (tmp_path / "at once" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
 def test_classes_are_those_of_the_whole_image(slide: Path, tmp_path: Path) -> None:
-    def three(window: np.ndarray, off: Margins = NO_MARGINS) -> np.ndarray:
+    def three(window: np.ndarray, off: Margins = NO_MARGINS, at: Place = (0, 0)) -> np.ndarray:
         dark = maps_of(window, off)[0]
         return from_levels(to_levels(np.stack([1 - dark, dark * 0.9, dark**2])))
 
     with open_slide(slide) as opened:
         view = View(opened)
         done = write_slide(
-            view, three, REACH, find_tissue(view, blocks_of(view)), CLASSES, THRESHOLDS, tmp_path, "made"
+            view, three, (REACH, 1), find_tissue(view, blocks_of(view)), CLASSES, THRESHOLDS, tmp_path, "made"
         )
         whole = label_raster(three(opened.read(0, 0, 0, 2300, 3200)), CLASSES, THRESHOLDS)
     assert done.objects is None and set(np.unique(whole)) == {0, 1, 2}
@@ -116,7 +117,7 @@ def test_classes_are_those_of_the_whole_image(slide: Path, tmp_path: Path) -> No
 def test_outlines_are_in_pixels_of_the_finest_level(slide: Path, tmp_path: Path) -> None:
     with open_slide(slide) as opened:
         view = View(opened, 2.0)
-        write_slide(view, maps_of, REACH, blocks_of(view), OBJECTS, THRESHOLDS, tmp_path, "made")
+        write_slide(view, maps_of, (REACH, 1), blocks_of(view), OBJECTS, THRESHOLDS, tmp_path, "made")
     last = json.loads((tmp_path / "made.geojson").read_text())["features"][-1]
     assert np.abs(np.mean(last["geometry"]["coordinates"][0], axis=0) - (3100, 2200)).max() < 2
 
@@ -145,7 +146,7 @@ def test_a_page_shows_pieces_and_outlines_of_what_was_found(slide: Path, tmp_pat
     with open_slide(slide) as opened:
         view = View(opened)
         done = write_slide(
-            view, maps_of, REACH, find_tissue(view, blocks_of(view)), OBJECTS, THRESHOLDS, tmp_path, "made"
+            view, maps_of, (REACH, 1), find_tissue(view, blocks_of(view)), OBJECTS, THRESHOLDS, tmp_path, "made"
         )
         shown = opened.read(0, 1024, 0, 1024, 1024)
     page = (tmp_path / "made.html").read_text(encoding="utf-8")

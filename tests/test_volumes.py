@@ -272,6 +272,8 @@ def test_what_would_be_left_out_in_silence_is_refused(trained: Path, tmp_path: P
         predict_images(str(paths.train), mixed, out, overlay=True)
     with pytest.raises(ValueError, match=r"no predict\.tile .*augment\.planes and augment\.crop.* and 128"):
         predict_images(str(paths.train), mixed, out, overrides=["predict.tile=128"])
+    (mixed / ".hidden.png").write_bytes(b"")
+    predict_images(str(paths.train), mixed, tmp_path / "alone", overrides=["compute.threads=1"])
     (mixed / "photo.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"1 volume\(s\) and 1 image\(s\), such as p9\.nii\.gz and photo\.png"):
         predict_images(str(paths.train), mixed, out)

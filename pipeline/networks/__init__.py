@@ -22,6 +22,7 @@ class Network(nn.Module):
     columns alike.
     cell: pixels of the image along one side of a place of the coarsest level; reach: pixels, a multiple of cell, beyond
     which what the image shows changes an output no more (or hardly, where a network's reach is not known).
+    spares: whether `inside` makes little beside what is wanted.
     dimensions: 3 where it takes volumes, (N, channels, planes, H, W), and gives (N, outputs, planes, H, W).
     """
 
@@ -30,11 +31,12 @@ class Network(nn.Module):
     stride: int = 1
     cell: int = 1
     reach: int = 0
+    spares: bool = False
 
     def inside(self, image: Tensor, margins: Margins) -> Tensor:
         """Logits of an image with the margins taken off, pixels of the image; of networks of margin 0 and stride 1.
 
-        Networks that need not make what is taken off say so here.
+        Networks that need not make what is taken off do so here, and say it by `spares`.
         """
         return margins.of(self(image))
 

@@ -47,7 +47,7 @@ class AnySize(Network):
 
     (N, channels, H, W) float to logits (N, outputs, H, W). Images are padded to a multiple of `multiple`, at least
     `least` pixels. Raises ValueError where one is larger than `largest`, or the output is no map of the image's size.
-    decodes_inside: whether pipeline.networks.inside knows the network as one that can leave out a window's rim.
+    spares: whether pipeline.networks.inside knows the network as one that can leave out a window's rim.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class AnySize(Network):
         multiple: int,
         least: int,
         largest: int | None = None,
-        decodes_inside: bool = False,
+        spares: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.name = network, name
@@ -66,7 +66,7 @@ class AnySize(Network):
         self.cell = multiple if largest is None else math.gcd(multiple, 32)
         # Of a trained U-Net on EfficientNet-Lite0: what lies further changes no probability by more than 0.01.
         self.reach = 8 * self.cell
-        self.decodes_inside = decodes_inside
+        self.spares = spares
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
@@ -88,7 +88,7 @@ class AnySize(Network):
 
     def inside(self, image: Tensor, margins: Margins) -> Tensor:
         """Logits with the margins taken off; a U-Net makes little else where the image's sides need no padding."""
-        if self.decodes_inside and all(self._side(side) == side for side in image.shape[-2:]):
+        if self.spares and all(self._side(side) == side for side in image.shape[-2:]):
             if isinstance(self.network, Standardised):
                 return decode_inside(self.network.network, self.network.standardised(image), margins)
             return decode_inside(self.network, image, margins)
@@ -240,7 +240,7 @@ def build_smp(name: str, channels: int, outputs: int, arguments: dict[str, Any],
         colours = _expected_colours(encoder, weights, local is not None) if pretrained else ((0.0,) * 3, (1.0,) * 3)
         network = Standardised(network, *colours)
     # Pyramids that pool the deepest features, and PAN's three times more, need more than one pixel there.
-    return AnySize(network, label, multiple, least=128 if name == "PAN" else 2 * multiple, decodes_inside=spares)
+    return AnySize(network, label, multiple, least=128 if name == "PAN" else 2 * multiple, spares=spares)
 
 
 def _check_encoder(encoder: str, weights: str | None) -> None:

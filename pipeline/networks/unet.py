@@ -102,7 +102,8 @@ class UNet(Network):
         self.depth, self.padded, self.stride, self.finest = depth, padded, output_stride, finest
         self.cell, self.reach = 2**depth, 7 * 2**depth
         self.residual = residual
-        self.local = normalisation in ("batch", "none")
+        # A norm that is taken over a whole map sees the rim.
+        self.spares = padded and output_stride == 1 and normalisation in ("batch", "none")
         self.lost = 0 if padded else LOST
         self.margin = self.lost // 2 * (2 ** (depth + 1) - 1 + 2**depth - output_stride)
         widths = [width * 2**level for level in range(depth + 1)]
@@ -197,10 +198,10 @@ class UNet(Network):
     def inside(self, image: Tensor, margins: Margins) -> Tensor:
         """Logits with the margins taken off, for which the decoder makes little else.
 
-        Not so where an image is not of whole cells, nor where a norm is taken over a whole map.
+        Not so where an image is not of whole cells.
         """
         whole = all(side % self.cell == 0 and side >= 2 * self.cell for side in image.shape[-2:])
-        if not (whole and self.padded and self.stride == 1 and self.local):
+        if not (whole and self.spares):
             return super().inside(image, margins)
         skips, features = self._encoded(image)
         levels = levels_of(margins, self.depth, last=1, enlarging=1)

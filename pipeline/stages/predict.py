@@ -192,7 +192,8 @@ def _volumes_of(images: Path) -> list[Path]:
     from pipeline.records.decode import IMAGE_SUFFIXES
     from pipeline.records.volumes import SUFFIXES
 
-    files = sorted(images.iterdir()) if images.is_dir() else [images]
+    inside = sorted(images.iterdir()) if images.is_dir() else [images]
+    files = [file for file in inside if file.is_file() and not file.name.startswith(".")]
     volumes = [file for file in files if file.name.lower().endswith(SUFFIXES)]
     others = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if volumes and others:

@@ -82,14 +82,18 @@ def test_the_rim_costs_the_decoder_little(entry: str) -> None:
 
 
 @pytest.mark.parametrize("flips", FLIPS)
-@pytest.mark.parametrize("settings", [{"tile": 512}, {"tile": 64}, {"tile": 64, "scales": (1.4, 0.75)}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"tile": 512}, {"tile": 64}, {"tile": 64, "scales": (1.4, 0.75)}, {"scales": (0.25,)}], ids=str
+)
 def test_a_predictor_makes_the_inside_of_what_it_sees(settings: dict[str, Any], flips: str) -> None:
     network = network_of("unet", {"width": 4, "depth": 2})
     image = cv2.GaussianBlur(np.random.default_rng(2).integers(0, 256, (211, 260, 3), np.uint8), (0, 0), 2)
     predict = Predictor(network, "sigmoid", "stretch", PredictSettings(flips=flips, batch=1, **settings), CPU)
     whole = predict(image)
-    for off in (Margins(60, 40, 70, 90), Margins(0, 0, 0, 201), NO_MARGINS):
-        np.testing.assert_allclose(predict(image, off), off.of(whole), atol=2e-6)
+    for off in (Margins(60, 40, 70, 90), Margins(0, 0, 0, 201), Margins(174, 11, 107, 66), NO_MARGINS):
+        # Averages over areas round in their own way.
+        apart = 1e-3 if "scales" in settings else 2e-6
+        np.testing.assert_allclose(predict(image, off), off.of(whole), atol=apart)
 
 
 @given(st.tuples(*[st.integers(0, 9)] * 4), st.integers(0, 3), st.booleans(), st.tuples(*[st.integers(20, 30)] * 2))
