@@ -118,7 +118,10 @@ class OpenVino:
             with torch.inference_mode(), warnings.catch_warnings():
                 # Of sizes that it takes for constants; the comparison at another size shows where that matters.
                 warnings.simplefilter("ignore", torch.jit.TracerWarning)
-                decoder = TorchScriptPythonDecoder(traced, example_input=(example,))
+                # Its own check runs the network twice more on the same image, and says nothing of another size.
+                decoder = TorchScriptPythonDecoder(
+                    traced, example_input=(example,), trace_kwargs={"check_trace": False}
+                )
             front_end = FrontEndManager().load_by_framework("pytorch")
             return front_end.convert(front_end.load(decoder))
         except (RuntimeError, OpConversionFailure) as error:
