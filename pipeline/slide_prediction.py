@@ -158,20 +158,23 @@ def _restained(normaliser: Normaliser | None, sample: Sequence[np.ndarray]) -> C
     return lambda window: normaliser.normalise(window, pooled, prefer_pooled=True).image
 
 
+def _members(predict: Predictor | Ensemble) -> list[Predictor]:
+    """The predictors of an ensemble, or the one there is."""
+    members = predict.members if isinstance(predict, Ensemble) else [predict]
+    return [member for member in members if isinstance(member, Predictor)]
+
+
 def _fix_light(predict: Predictor | Ensemble, sample: Sequence[np.ndarray]) -> None:
     """Stretch every window of the slide alike."""
-    members = predict.members if isinstance(predict, Ensemble) else [predict]
     counts = sum((count_levels(image) for image in sample), np.zeros((256, 3), np.int64))
-    for member in members:
-        if isinstance(member, Predictor) and member.prepare in TABLES and counts.any():
+    for member in _members(predict):
+        if member.prepare in TABLES and counts.any():
             member.prepare = partial(looked_up, TABLES[member.prepare](counts))
 
 
 def _reach(predict: Predictor | Ensemble) -> int:
     """Pixels beyond its own that a map depends on: the networks', at the smallest magnification, brought back."""
-    members = predict.members if isinstance(predict, Ensemble) else [predict]
-    predictors = [member for member in members if isinstance(member, Predictor)]
-    looked = [(one.network.reach, scale) for one in predictors for scale in one.settings.scales]
+    looked = [(member.network.reach, scale) for member in _members(predict) for scale in member.settings.scales]
     return max(math.ceil((reach + RESIZED * (scale != 1.0)) / scale) for reach, scale in looked)
 
 
@@ -182,8 +185,7 @@ def _evenly(places: Sequence[Block], count: int) -> list[Block]:
 
 def _grid(predict: Predictor | Ensemble) -> int:
     """Pixels at whose multiples a window shows each network the pixels that it would see of the whole."""
-    members = predict.members if isinstance(predict, Ensemble) else [predict]
-    return math.lcm(*(grid_of(one.settings.scales) for one in members if isinstance(one, Predictor)))
+    return math.lcm(*(grid_of(member.settings.scales) for member in _members(predict)))
 
 
 def _predict_blocks(

@@ -40,7 +40,8 @@ def decode(command: Command) -> Run:
 
 def generate(command: Command) -> Run:
     """Add the arguments of generate."""
-    command.describe_further(
+    command.description = (
+        "generate: draw images from a trained variational autoencoder.\n\n"
         "  make train CONFIG=configs/normalisers/variational.yaml\n"
         "  python -m pipeline generate --run normalisers/variational --out <folder> --count 16 --size 128"
     )

@@ -44,10 +44,6 @@ class Command(argparse.ArgumentParser):
             self.description = self.describe()
         return super().format_help()
 
-    def describe_further(self, text: str) -> None:
-        """Add paragraphs below the sentence that the list of commands has."""
-        self.description = f"{self.description}\n\n{text}"
-
     def takes_config(self) -> None:
         """Add the file of settings, and settings laid over it."""
         self.add_argument(
