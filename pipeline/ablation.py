@@ -33,9 +33,10 @@ from pipeline.runner import run as run_stage
 SCORES = ("dice", "ap", "f1_70")
 """Columns of per_case.csv that are compared, where they hold numbers."""
 RESAMPLES = 10_000
-NORMALISER, FIRST = "{normaliser}", "{first}"
+NORMALISER, FIRST, NEXT = "{normaliser}", "{first}", "{next}"
 """What stands in an arm's settings for the run of the study's learned normaliser, and for that of the first arm with
-the same seed: "train={members: ['{first}']}" takes its weights and predicts otherwise."""
+the same seed: "train={members: ['{first}']}" takes its weights and predicts otherwise; and with the next seed, after
+the last the first: "train={members: ['{first}', '{next}']}" averages two."""
 SAME_IN_ALL_ARMS = ("dataset", "ingest", "split", "seed")
 """Settings that decide which images are tested on: arms that differ in them cannot be paired."""
 TOO_FEW = "too few groups"
@@ -63,8 +64,8 @@ class Ablation(Settings):
     """One training for each; at least two, since a gain counts only above their spread."""
     arms: dict[str, tuple[str, ...]]
     """Settings of each remedy, at least one; the first arm is what the others are compared with. {normaliser} stands
-    for the run of the study's learned normaliser, {first} for that of the first arm with the same seed. A space in a
-    name becomes '-' in its folder's."""
+    for the run of the study's learned normaliser, {first} for that of the first arm with the same seed, {next} for that
+    with the next seed. A space in a name becomes '-' in its folder's."""
     studies: dict[str, Study] = Field(min_length=1)
     """Where they are compared."""
 
@@ -134,7 +135,7 @@ def _problems_of_settings(ablation: Ablation, root: Path) -> Iterator[str]:
                     f"studies.{name}.normaliser, found none"
                 )
             try:
-                config = _config_of_arm(ablation, name, arm, 0, root)
+                config = _config_of_arm(ablation, name, arm, next(iter(ablation.seeds), 0), root)
             except ConfigError as error:
                 yield f"studies.{name}, arm {arm}: {error}"
                 continue
@@ -153,19 +154,28 @@ def _folder(arm: str) -> str:
     return arm.replace(" ", "-")
 
 
+def _run_of_arm(study: str, arm: str, seed: int) -> str:
+    return f"ablation/{study}/{_folder(arm)}/seed-{seed}"
+
+
 def _run_of_normaliser(study: str) -> str:
     return f"ablation/{study}/normaliser"
 
 
 def _config_of_arm(ablation: Ablation, name: str, arm: str, seed: int, root: Path) -> Config:
     study = ablation.studies[name]
-    run, first = (f"ablation/{name}/{_folder(one)}/seed-{seed}" for one in (arm, next(iter(ablation.arms))))
-    own = [
-        setting.replace(NORMALISER, _run_of_normaliser(name)).replace(FIRST, first) for setting in ablation.arms[arm]
-    ]
+    following = dict(zip(ablation.seeds, (*ablation.seeds[1:], *ablation.seeds[:1]), strict=True)).get(seed, seed)
+    stands_for = {
+        NORMALISER: _run_of_normaliser(name),
+        FIRST: _run_of_arm(name, next(iter(ablation.arms)), seed),
+        NEXT: _run_of_arm(name, next(iter(ablation.arms)), following),
+    }
+    own = list(ablation.arms[arm])
+    for placeholder, run in stands_for.items():
+        own = [setting.replace(placeholder, run) for setting in own]
     # Members have trained already, with this seed.
     seeded = [] if any(FIRST in setting for setting in ablation.arms[arm]) else [f"train.seed={seed}"]
-    return load_config(root / study.config, [*study.settings, *own, *seeded, f"run={run}"])
+    return load_config(root / study.config, [*study.settings, *own, *seeded, f"run={_run_of_arm(name, arm, seed)}"])
 
 
 def run_ablation(file: Path, studies: Sequence[str] = (), root: Path = Path()) -> None:

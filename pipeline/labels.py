@@ -3,30 +3,22 @@
 Overlaps. A pixel that several objects claim goes to the smallest of them (of equal ones to the first by name), so that
 a small object inside a large one does not vanish; an object that keeps no pixel is dropped. Both are counted.
 
-Values. What the values of label rasters mean is decided once over the whole data set (`meaning_of`), never file by
-file: an image whose only class is 1 looks like a very dark 0/255 mask, and an image with one object like a binary one.
+Values. What the values of label rasters mean is known before, see `pipeline.label_values`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 
+from pipeline.label_values import Meaning, ValueSurvey, check_values, integers, survey, too_many
 from pipeline.records.case import IGNORED, MAXIMUM_OBJECTS
 from pipeline.records.findings import FaultyFile, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.rle import decode, decode_labels, decode_sampled
-
-MAXIMUM_CLASSES = 254
-"""Largest class id of a semantic label."""
-LOW, BRIGHT = 32, 0.9
-"""Values up to LOW can be class ids; values from BRIGHT of 255 (or 65535) count as white."""
-REGIONS_A_VALUE = 1.25
-"""Object ids form about one connected region each; class ids form many."""
 
 EMPTY_OUTLINE = "empty outline"
 """Remark on outlines that hold no pixel of their image."""
@@ -45,42 +37,6 @@ class Label:
     count: int
     remarks: tuple[Remark, ...] = ()
     classes: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class ValueSurvey:
-    """The values of one label raster.
-
-    values, counts: distinct values above 0 and their pixels; white: 255, or 65535 where values exceed it, or None;
-    regions: connected regions of equal value above 0 (8 neighbours).
-    """
-
-    values: np.ndarray
-    counts: np.ndarray
-    white: int | None
-    regions: int
-
-    @property
-    def only_white(self) -> bool:
-        """Whether the raster holds 0 and white alone."""
-        return self.values.tolist() == [self.white]
-
-    @property
-    def only_low(self) -> bool:
-        """Whether the raster holds small values alone, and some."""
-        return self.values.size > 0 and int(self.values[-1]) <= LOW
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """What the values of a data set's label rasters mean.
-
-    kind: white (0/255 foreground), classes or objects; ignored: the value that means unknown, or None; evidence: why.
-    """
-
-    kind: Literal["white", "classes", "objects"]
-    ignored: int | None
-    evidence: str
 
 
 def check_size(shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
@@ -133,7 +89,7 @@ def from_object_masks(masks: Iterable[tuple[str, np.ndarray]], shape: tuple[int,
     if odd:
         remarks.append(Remark("repaired", "other foreground value", f"{_some(odd)}: read as foreground"))
     if len(boxes) > MAXIMUM_OBJECTS:
-        raise _too_many(len(boxes))
+        raise too_many(len(boxes))
     raster, _, more = _painted(boxes, shape)
     remarks += more
     count = int(raster.max(initial=0))
@@ -147,7 +103,7 @@ def from_runs(rows: Sequence[str], shape: tuple[int, int]) -> Label:
     """
     filled = [row for row in rows if row.strip()]
     if len(filled) > MAXIMUM_OBJECTS:
-        raise _too_many(len(filled))
+        raise too_many(len(filled))
     try:
         raster = decode_labels(filled, *shape)
     except ValueError:
@@ -189,7 +145,7 @@ def from_outlines(outlines: Sequence[Outline], shape: tuple[int, int], *, by_cla
             names.append(outline.class_name)
     remarks = [Remark("repaired", EMPTY_OUTLINE, f"{_some(empty)}: no pixel of the image; dropped")] if empty else []
     if len(boxes) > MAXIMUM_OBJECTS:
-        raise _too_many(len(boxes))
+        raise too_many(len(boxes))
     raster, kept, more = _painted(boxes, shape)
     if by_class:
         raster = np.array([0, *(classes[index] for index in kept)], np.uint16)[raster]
@@ -224,7 +180,7 @@ def from_class_planes(planes: np.ndarray, names: Sequence[str]) -> Label:
             boxes.append(_Box(f"{name} {ids[identity]:g}", rows.start, columns.start, inside))
             classes.append(name)
     if len(boxes) > MAXIMUM_OBJECTS:
-        raise _too_many(len(boxes))
+        raise too_many(len(boxes))
     raster, kept, remarks = _painted(boxes, planes.shape[:2])
     remarks += _pieces_remark(raster)
     return Label(raster, len(kept), tuple(remarks), tuple(classes[index] for index in kept))
@@ -257,106 +213,6 @@ def difference(label: np.ndarray, other: np.ndarray) -> str | None:
         return None
     pixels = int(((label > 0) != (other > 0)).sum())
     return f"{counts[0]} objects against {counts[1]}, {pixels} pixels are foreground in one only"
-
-
-def survey(plane: np.ndarray) -> ValueSurvey:
-    """Count the values of one label raster, as `integers` gives it."""
-    from skimage.measure import label as connected
-
-    if plane.dtype in (np.uint8, np.uint16):
-        pixels = np.bincount(plane.ravel())
-        values = np.flatnonzero(pixels)
-        counts = pixels[values]
-    else:
-        values, counts = np.unique(plane, return_counts=True)
-    above = values > 0
-    largest = int(values[-1])
-    white = 255 if largest <= 255 else 65535 if largest <= 65535 else None
-    regions = int(connected(plane, connectivity=2, return_num=True)[1]) if above.any() else 0
-    return ValueSurvey(values[above], counts[above], white, regions)
-
-
-def integers(plane: np.ndarray) -> tuple[np.ndarray, list[Remark]]:
-    """Bring one label plane to an integer dtype.
-
-    Booleans and floats of 0..1 become 0..255 (a probability, thresholded later); whole floats become ids. Raises
-    FaultyFile for negative values, NaN and fractions above 1.
-    """
-    if plane.dtype == np.bool_:
-        return plane.astype(np.uint8) * 255, []
-    if plane.dtype.kind == "f":
-        if not np.isfinite(plane).all() or plane.min() < 0:
-            raise FaultyFile("unknown range of values", "values of 0 and above", "negative values, NaN or infinity")
-        if plane.max() <= 1.0:
-            scaled = np.rint(plane * 255.0).astype(np.uint8)
-            return scaled, [Remark("repaired", "float mask", "values of 0..1 became 0..255")]
-        if (plane != np.rint(plane)).any():
-            raise FaultyFile(
-                "unknown range of values", "whole numbers, or fractions of 0..1",
-                f"fractions up to {plane.max():g}", "save class or object ids as whole numbers",
-            )  # fmt: skip
-        return plane.astype(np.int32), [Remark("repaired", "float mask", "whole numbers stored as floats became ids")]
-    if plane.dtype.kind == "i" and plane.min(initial=0) < 0:
-        raise FaultyFile("unknown range of values", "values of 0 and above", f"values down to {plane.min()}")
-    return plane, []
-
-
-def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "instance", "semantic"]) -> Meaning:
-    """Decide over a whole data set what the values of its label rasters mean.
-
-    White (0/255): most pixels above 0 are white or nearly so, and no file holds white beside a few small values alone.
-    Objects: ids of about one connected region each (REGIONS_A_VALUE), numbered from 1 where there are few.
-    Classes: otherwise. 255 beside small class ids is the ignored value.
-    Raises ValueError where label_kind asks for what the values cannot give.
-    """
-    if not surveys or not any(entry.values.size for entry in surveys):
-        return Meaning("classes", None, "every label is empty")
-    if _is_white(surveys):
-        if label_kind == "instance":
-            raise ValueError(
-                "ingest.label_kind=instance: expected object ids, found 0/255 masks, which do not tell touching "
-                "objects apart; set ingest.label_kind=semantic, or give 16-bit rasters of object ids"
-            )
-        return Meaning("white", None, "0 and 255, or shades between")
-    ids = sorted({int(value) for entry in surveys for value in entry.values})
-    ignored = 255 if len(ids) > 1 and ids[-1] == 255 and ids[-2] <= LOW else IGNORED if ids[-1] == IGNORED else None
-    largest = max((value for value in ids if value != ignored), default=0)
-    pairs = sum(int((entry.values != ignored).sum()) for entry in surveys)
-    ratio = sum(entry.regions for entry in surveys) / max(1, pairs)
-    evidence = f"values up to {largest}, {ratio:.2f} connected regions a value"
-    if label_kind == "auto":
-        counted = [entry for entry in surveys if entry.values.size]
-        numbered = [entry.values[-1] == entry.values.size for entry in counted]
-        sizes = {entry.values.size for entry in counted}
-        like_counts = largest > LOW or (np.mean(numbered) >= 0.9 and len(sizes) > 1)
-        objects = largest > 1 and ratio <= REGIONS_A_VALUE and like_counts
-        kind = "objects" if objects or largest > MAXIMUM_CLASSES else "classes"
-    else:
-        kind = "objects" if label_kind == "instance" else "classes"
-    if kind == "classes" and largest > MAXIMUM_CLASSES:
-        raise ValueError(
-            f"ingest.label_kind=semantic: expected class ids of 0..{MAXIMUM_CLASSES}, found {evidence}; "
-            "set ingest.label_kind=instance if these are object ids"
-        )
-    return Meaning("objects" if kind == "objects" else "classes", ignored, evidence)
-
-
-def check_values(found: ValueSurvey, meaning: Meaning) -> None:
-    """Raise FaultyFile for a raster of another convention than its data set's, and for more than 65,534 objects."""
-    if meaning.kind == "white":
-        if found.only_low:
-            raise FaultyFile(
-                "0/255 against ids", "0 and 255 as in the other labels", f"values up to {found.values[-1]} alone",
-                "multiply it by 255 if they mean foreground",
-            )  # fmt: skip
-        return
-    if found.only_white and found.white == 255 and meaning.ignored != 255:
-        raise FaultyFile(
-            "0/255 against ids", f"ids as in the other labels ({meaning.evidence})", "0 and 255 alone",
-            "save it with ids",
-        )  # fmt: skip
-    if meaning.kind == "objects" and found.values.size > MAXIMUM_OBJECTS + (meaning.ignored is not None):
-        raise _too_many(found.values.size)
 
 
 def from_raster(plane: np.ndarray, meaning: Meaning, threshold: int = 127) -> Label:
@@ -470,28 +326,6 @@ def _from_white(plane: np.ndarray, found: ValueSurvey, threshold: int) -> Label:
     return Label(foreground.astype(np.uint16), int(foreground.any()), tuple(remarks))
 
 
-def _is_white(surveys: Sequence[ValueSurvey]) -> bool:
-    """Whether the data set's foreground is white, exactly or with the shades of compression and smoothing."""
-    low = shades = bright = exact = 0
-    mixed = False
-    for entry in surveys:
-        if entry.white is None:
-            return False
-        is_low, is_exact = entry.values <= LOW, entry.values == entry.white
-        is_bright = entry.values >= BRIGHT * entry.white
-        low += int(entry.counts[is_low].sum())
-        exact += int(entry.counts[is_exact].sum())
-        bright += int(entry.counts[is_bright].sum())
-        shades += int(entry.counts[~is_low & ~is_exact].sum())
-        mixed |= bool(is_low.any() and is_exact.any())
-    if shades:
-        # Ringing around the edges of a compressed mask adds low values, which say nothing.
-        return bright * 2 >= shades + exact and exact * 5 >= shades + exact
-    # White beside a few small values in one file is an ignored value beside class ids; in other files than theirs,
-    # what most foreground pixels are decides.
-    return exact >= low and exact > 0 and not mixed
-
-
 def _mapped(plane: np.ndarray, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Replace each of the rising values by its target; everything else becomes 0."""
     if not values.size:
@@ -513,12 +347,6 @@ def _pieces_remark(raster: np.ndarray) -> list[Remark]:
     ids, number = np.unique(owners[1:], return_counts=True)
     split = ids[number > 1]
     return [Remark("noted", "object in pieces", f"{split.size} object(s) of several pieces, kept as one each")]
-
-
-def _too_many(count: int) -> FaultyFile:
-    return FaultyFile(
-        "too many objects", f"at most {MAXIMUM_OBJECTS:,}, as 16 bits hold", f"{count:,}", "cut the image into tiles"
-    )
 
 
 def _some(names: Sequence[str]) -> str:

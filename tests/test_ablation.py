@@ -86,10 +86,14 @@ def test_the_committed_studies_can_be_used() -> None:
     assert [*read_ablation(ROOT / "configs" / "studies" / "prediction.yaml", ROOT).studies] == ["prediction"]
 
 
-def test_an_arm_may_predict_otherwise_with_the_weights_of_the_first(
+def test_an_arm_may_predict_otherwise_with_the_weights_of_the_first_and_of_two_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arms = {"as is": [], "flips": ["train={members: ['{first}']}", "predict.flips=all"]}
+    arms = {
+        "as is": [],
+        "flips": ["train={members: ['{first}']}", "predict.flips=all"],
+        "two": ["train={members: ['{first}', '{next}']}"],
+    }
     seen = []
 
     def run_stage(name: str, config: Config, paths: Paths, *, with_needs: bool) -> None:
@@ -104,6 +108,8 @@ def test_an_arm_may_predict_otherwise_with_the_weights_of_the_first(
         ("ablation/made/as-is/seed-2", 2, (), "none"),
         ("ablation/made/flips/seed-1", None, ("ablation/made/as-is/seed-1",), "all"),
         ("ablation/made/flips/seed-2", None, ("ablation/made/as-is/seed-2",), "all"),
+        ("ablation/made/two/seed-1", None, ("ablation/made/as-is/seed-1", "ablation/made/as-is/seed-2"), "none"),
+        ("ablation/made/two/seed-2", None, ("ablation/made/as-is/seed-2", "ablation/made/as-is/seed-1"), "none"),
     ]
 
 

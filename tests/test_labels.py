@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.labels import (
-    Meaning,
-    check_size,
-    check_values,
-    difference,
-    from_object_masks,
-    from_raster,
-    from_runs,
-    integers,
-    meaning_of,
-    survey,
-)
-from pipeline.records.case import IGNORED
+from pipeline.label_values import Meaning, check_values, survey
+from pipeline.labels import check_size, difference, from_object_masks, from_raster, from_runs
 from pipeline.records.findings import FaultyFile
 from pipeline.records.rle import encode
 
@@ -190,104 +178,6 @@ def test_how_two_labels_differ(masks: tuple[np.ndarray, ...], words: str) -> Non
     assert found is not None and words in found
 
 
-# --- Rasters: what their values mean is decided over the data set ----------------------------------------------------
-
-
-def blobs(generator: np.random.Generator, values: list[int], per_value: int) -> np.ndarray:
-    """Each value gets so many 3x3 squares on a grid, none touching."""
-    cells = generator.permutation(64)[: len(values) * per_value]
-    plane = np.zeros((32, 32), np.uint8)
-    for number, cell in enumerate(cells):
-        top, left = divmod(int(cell), 8)
-        plane[4 * top : 4 * top + 3, 4 * left : 4 * left + 3] = values[number % len(values)]
-    return plane
-
-
-def decided(planes: list[np.ndarray], label_kind: str = "auto") -> Meaning:
-    return meaning_of([survey(plane) for plane in planes], label_kind)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_kinds_of_data_sets_are_told_apart(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    empty = np.zeros((32, 32), np.uint8)
-    binary = [blobs(generator, [255], 9), blobs(generator, [255], 3), empty]
-    smooth = [np.where(plane > 0, generator.integers(120, 256, plane.shape), 0).astype(np.uint8) for plane in binary]
-    smooth = [np.where((plane > 0) & (generator.random(plane.shape) < 0.8), 255, plane) for plane in smooth]
-    class_ids = [blobs(generator, [1, 2], 9), blobs(generator, [2], 5), blobs(generator, [1], 7), empty]
-    objects = [blobs(generator, list(range(1, count + 1)), 1) for count in (12, 3, 40)] + [empty]
-    one_class = [blobs(generator, [1], 9), empty]
-    assert decided(binary).kind == decided(smooth).kind == "white"
-    assert decided([plane.astype(np.uint16) for plane in binary]).kind == "white"
-    assert decided([plane.astype(np.uint16) * 257 for plane in binary]).kind == "white"
-    assert decided(class_ids) == Meaning("classes", None, decided(class_ids).evidence)
-    assert decided(one_class).kind == decided([empty]).kind == decided([]).kind == "classes"
-    assert decided(objects).kind == decided([plane.astype(np.uint16) for plane in objects]).kind == "objects"
-    assert decided([plane.astype(np.int32) * 70_000 for plane in objects]).kind == "objects"
-
-
-@pytest.mark.parametrize("quality", [50, 80, 95, 100])
-def test_masks_saved_as_jpeg_are_foreground(quality: int) -> None:
-    exact = [blobs(np.random.default_rng(seed), [255], 9) for seed in range(3)]
-    lossy = [cv2.imdecode(cv2.imencode(".jpg", plane, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], -1) for plane in exact]
-    meaning = decided([*lossy, np.zeros((32, 32), np.uint8)])
-    assert meaning.kind == "white"
-    for plane, wanted in zip(lossy, exact, strict=True):
-        label = from_raster(plane, meaning)
-        assert (label.raster != wanted // 255).mean() < (0.05 if quality == 50 else 0.01)
-
-
-def test_few_objects_an_image_are_objects_where_their_number_varies() -> None:
-    generator = np.random.default_rng(0)
-    assert decided([blobs(generator, list(range(1, count + 1)), 1) for count in (2, 3, 4)]).kind == "objects"
-    regions = [blobs(generator, [1, 3], 1), blobs(generator, [2, 3], 1), blobs(generator, [3], 1)]
-    assert decided(regions).kind == "classes"
-
-
-def test_255_beside_class_ids_is_the_ignored_value() -> None:
-    plane = blobs(np.random.default_rng(0), [1, 2, 255], 5)
-    mostly_unknown = np.where(plane == 0, 255, plane).astype(np.uint8)
-    for planes in ([plane], [mostly_unknown], [plane, blobs(np.random.default_rng(1), [1, 2], 5)]):
-        meaning = decided(planes)
-        assert (meaning.kind, meaning.ignored) == ("classes", 255)
-        label = from_raster(planes[0], meaning)
-        assert set(np.unique(label.raster)) <= {0, 1, 2, IGNORED} and label.count == 2
-        assert ("noted", "ignored pixels") in faults(label)
-
-
-def test_a_0_1_mask_among_0_255_masks_is_refused_and_not_emptied() -> None:
-    generator = np.random.default_rng(0)
-    planes = [blobs(generator, [255], 9), blobs(generator, [255], 4), blobs(generator, [1], 6)]
-    meaning = decided(planes)
-    assert meaning.kind == "white"
-    with pytest.raises(
-        FaultyFile, match=r"0/255 against ids: expected 0 and 255 .* found values up to 1 alone; multiply"
-    ):
-        check_values(survey(planes[2]), meaning)
-    with pytest.raises(FaultyFile, match="0/255 against ids"):
-        from_raster(planes[2], meaning)
-
-
-def test_a_0_255_mask_among_ids_is_refused() -> None:
-    generator = np.random.default_rng(0)
-    planes = [blobs(generator, list(range(1, count + 1)), 1) for count in (30, 40, 20)] + [blobs(generator, [255], 4)]
-    with pytest.raises(FaultyFile, match=r"0/255 against ids: expected ids .* found 0 and 255 alone"):
-        check_values(survey(planes[3]), decided(planes))
-
-
-def test_settings_that_the_values_cannot_give_are_refused() -> None:
-    generator = np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"label_kind=instance: expected object ids, found 0/255 masks.*set ingest"):
-        decided([blobs(generator, [255], 4)], "instance")
-    many = np.arange(300, dtype=np.uint16).reshape(10, 30)
-    with pytest.raises(
-        ValueError, match=r"label_kind=semantic: expected class ids of 0\.\.254, found values up to 299"
-    ):
-        decided([many], "semantic")
-    assert decided([blobs(generator, [1, 2], 5)], "instance").kind == "objects"
-    assert decided([blobs(generator, [1, 2, 3], 1)], "semantic").kind == "classes"
-
-
 def test_rasters_under_each_meaning() -> None:
     plane = np.zeros((6, 8), np.uint16)
     plane[0:2, 0:2], plane[3:5, 0:2], plane[3:5, 5:7] = 7, 300, 9
@@ -329,24 +219,3 @@ def test_renumbering_keeps_the_objects(plane: np.ndarray) -> None:
     if label is not None:
         assert difference(label.raster, plane) is None
         assert sorted(np.unique(label.raster[label.raster > 0])) == list(range(1, label.count + 1))
-
-
-@pytest.mark.parametrize(
-    ("plane", "expected", "listed"),
-    [
-        (np.array([[True, False]]), [[255, 0]], []),
-        (np.array([[0.0, 0.5, 1.0]], np.float32), [[0, 128, 255]], ["float mask"]),
-        (np.array([[0.0, 3.0]], np.float32), [[0, 3]], ["float mask"]),
-        (np.array([[0, 3]], np.int32), [[0, 3]], []),
-    ],
-)
-def test_planes_of_any_dtype_become_integers(plane: np.ndarray, expected: list, listed: list[str]) -> None:
-    whole, remarks = integers(plane)
-    assert whole.dtype.kind in "ui" and whole.tolist() == expected
-    assert [remark.fault for remark in remarks] == listed
-
-
-@pytest.mark.parametrize("bad", [[[-1.0, 0.0]], [[np.nan, 1.0]], [[0.5, 3.0]], [[np.inf, 1.0]]])
-def test_floats_that_mean_nothing_are_refused(bad: list) -> None:
-    with pytest.raises(FaultyFile, match="unknown range of values"):
-        integers(np.array(bad, np.float32))

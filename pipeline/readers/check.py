@@ -16,11 +16,10 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from pipeline.config import IngestSettings
+from pipeline.label_values import Meaning, ValueSurvey, integers, survey
 from pipeline.labels import (
     EMPTY_OUTLINE,
     Label,
-    Meaning,
-    ValueSurvey,
     check_size,
     difference,
     from_class_planes,
@@ -29,8 +28,6 @@ from pipeline.labels import (
     from_raster,
     from_runs,
     from_sampled_runs,
-    integers,
-    survey,
 )
 from pipeline.readers.layout import RawCase
 from pipeline.records.case import IGNORED

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipeline.config import Config, IngestSettings
 from pipeline.kaggle import COMPETITIONS
-from pipeline.labels import Meaning, check_values, meaning_of
+from pipeline.label_values import Meaning, check_values, meaning_of
 from pipeline.readers import READERS, RawCase, RawDataset, layout_of
 from pipeline.readers.check import Checked, check_case, finish_case, forget
 from pipeline.readers.layout import table_of, with_groups
