@@ -88,6 +88,12 @@ class IngestSettings(Settings):
     exclude_faulty: bool = False
     """Leave out every case that cannot be repaired instead of stopping; they are listed and counted."""
 
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _ids_of_digits(cls, ids: Any) -> Any:
+        # YAML reads the id 10044 as a number.
+        return [str(name) if type(name) is int else name for name in ids] if isinstance(ids, list) else ids
+
     @field_validator("group_pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:

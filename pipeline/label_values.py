@@ -119,7 +119,10 @@ def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "inst
             )
         return Meaning("white", None, "0 and 255, or shades between")
     ids = sorted({int(value) for entry in surveys for value in entry.values})
-    ignored = 255 if len(ids) > 1 and ids[-1] == 255 and ids[-2] <= LOW else IGNORED if ids[-1] == IGNORED else None
+    # Where 255 stands alone it is the foreground of a file of another kind.
+    beside_ids = any(entry.white == 255 and {255} < {*entry.values.tolist()} for entry in surveys)
+    unknown = beside_ids and ids[-1] == 255 and ids[-2] <= LOW
+    ignored = 255 if unknown else IGNORED if ids[-1] == IGNORED else None
     largest = max((value for value in ids if value != ignored), default=0)
     pairs = sum(int((entry.values != ignored).sum()) for entry in surveys)
     ratio = sum(entry.regions for entry in surveys) / max(1, pairs)
@@ -169,6 +172,9 @@ def too_many(count: int) -> FaultyFile:
 def _is_white(surveys: Sequence[ValueSurvey]) -> bool:
     """Whether the data set's foreground is white, exactly or with the shades of compression and smoothing."""
     low = shades = bright = exact = 0
+    # A file of another kind does not outvote the rest, however much of it is foreground.
+    if sum(entry.only_low for entry in surveys) > sum(entry.white in entry.values.tolist() for entry in surveys):
+        return False
     mixed = False
     for entry in surveys:
         if entry.white is None:

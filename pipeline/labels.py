@@ -20,8 +20,12 @@ from pipeline.records.findings import FaultyFile, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.rle import decode, decode_labels, decode_sampled
 
+IN_PIECES = "object in pieces"
+"""Remark on objects of several connected regions."""
 EMPTY_OUTLINE = "empty outline"
 """Remark on outlines that hold no pixel of their image."""
+BEYOND = 0.05
+"""Share of an image's outlines that may lie beyond it, as careless drawing leaves them."""
 _SHOWN = 3
 
 
@@ -124,13 +128,22 @@ def from_sampled_runs(row: str, shape: tuple[int, int], of: tuple[int, int]) -> 
     return Label(mask.astype(np.uint16), int(mask.any()))
 
 
-def from_outlines(outlines: Sequence[Outline], shape: tuple[int, int], *, by_class: bool = False) -> Label:
+def from_outlines(
+    outlines: Sequence[Outline], shape: tuple[int, int], *, by_class: bool = False, part: bool = False
+) -> Label:
     """Fill polygons: a label raster of objects 1..n in their order, or of class ids; unknown ones become 65535.
 
     Pixels whose centre lies inside belong to an object. Overlaps go by the same rule as masks; what is unknown gives
     way to every object. Objects keep their classes where every outline names one. Listed: outlines that hold no pixel
-    of the image (dropped). Raises FaultyFile for more than 65,534 objects.
+    of the image (dropped). Raises FaultyFile for more than 65,534 objects, and where many outlines lie beyond a whole
+    image (part: it is one, and others lie on the rest), which then is another one, or of another size.
     """
+    beyond = 0 if part else sum(_lies_beyond(outline, shape) for outline in outlines)
+    if beyond > max(1, BEYOND * len(outlines)):
+        raise FaultyFile(
+            "outlines beyond the image", f"outlines within its {shape[0]} x {shape[1]} pixels",
+            f"{beyond} of {len(outlines)} that lie beyond it", "give the image that they were drawn on, at its size",
+        )  # fmt: skip
     boxes, classes, names, empty = [], [], [], []
     unknown = np.zeros(shape, bool)
     for number, outline in enumerate(outlines, start=1):
@@ -184,6 +197,14 @@ def from_class_planes(planes: np.ndarray, names: Sequence[str]) -> Label:
     raster, kept, remarks = _painted(boxes, planes.shape[:2])
     remarks += _pieces_remark(raster)
     return Label(raster, len(kept), tuple(remarks), tuple(classes[index] for index in kept))
+
+
+def _lies_beyond(outline: Outline, shape: tuple[int, int]) -> bool:
+    corners = [ring for ring in outline.rings if len(ring)]
+    if not corners:
+        return False
+    points = np.concatenate(corners)
+    return bool((points.max(axis=0) <= 0).any() or (points.min(axis=0) >= shape[::-1]).any())
 
 
 def _filled(outline: Outline, shape: tuple[int, int], name: str) -> _Box | None:
@@ -346,7 +367,7 @@ def _pieces_remark(raster: np.ndarray) -> list[Remark]:
     owners[pieces.ravel()] = objects.ravel()
     ids, number = np.unique(owners[1:], return_counts=True)
     split = ids[number > 1]
-    return [Remark("noted", "object in pieces", f"{split.size} object(s) of several pieces, kept as one each")]
+    return [Remark("noted", IN_PIECES, f"{split.size} object(s) of several pieces, kept as one each")]
 
 
 def _some(names: Sequence[str]) -> str:

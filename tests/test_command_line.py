@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.__main__ import main
 from pipeline.commands import GROUPS, MODULES, SUMMARIES
+from pipeline.commands.stage import what_next
 from pipeline.config import Config, describe
+from pipeline.records.paths import Paths
 from pipeline.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +111,28 @@ def test_what_the_system_refuses_is_told_without_a_trace(tmp_path: Path, capsys)
     assert main(["score", str(tmp_path), str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith("score: ") and str(tmp_path) in told
+
+
+def test_settings_with_spaces_come_through_make_and_shell(capsys) -> None:
+    # As make hands over SET="ingest.exclude=[10044, b] split.published={a: train, b: test} seed=7".
+    words = ["ingest.exclude=[10044,", "b]", "split.published={a:", "train,", "b:", "test}", "seed=7"]
+    assert main(["config", "-c", str(ROOT / "configs/pannuke.yaml"), *words]) == 0
+    told = yaml.safe_load(capsys.readouterr().out)
+    assert told["ingest"]["exclude"] == ["10044", "b"] and told["seed"] == 7
+    assert told["split"]["published"] == {"a": "train", "b": "test"}
+
+
+def test_what_comes_next_is_there_and_can_be_pasted(tmp_path: Path) -> None:
+    (report,) = (stage for stage in STAGES if stage.name == "report")
+    config, paths = Config(run="mine"), Paths.of(Config(run="mine"), tmp_path)
+    options = Namespace(config=Path("configs/mine.yaml"), settings=['ingest.exclude=["1", b]', "seed=7"])
+    assert "Next:" not in what_next(report, options, config, paths)
+    paths.sample_submission.parent.mkdir(parents=True)
+    paths.sample_submission.touch()
+    *_, line = what_next(report, options, config, paths).splitlines()
+    assert shlex.split(line)[1:] == [
+        "make", "submission", "CONFIG=configs/mine.yaml", 'SET=ingest.exclude=["1", b] seed=7',
+    ]  # fmt: skip
 
 
 def test_the_resolved_settings_are_printed(capsys) -> None:

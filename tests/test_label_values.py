@@ -94,6 +94,19 @@ def test_a_0_255_mask_among_ids_is_refused() -> None:
         check_values(survey(planes[3]), decided(planes))
 
 
+def test_one_large_0_255_mask_does_not_outvote_ids() -> None:
+    generator = np.random.default_rng(0)
+    planes = [blobs(generator, list(range(1, count + 1)), 1) for count in (3, 5, 4)]
+    odd = np.full((32, 32), 255, np.uint8)
+    odd[0] = 0
+    meaning = decided([*planes, odd])
+    assert (meaning.kind, meaning.ignored) == ("objects", None)
+    for plane in planes:
+        check_values(survey(plane), meaning)
+    with pytest.raises(FaultyFile, match="found 0 and 255 alone; save it with ids"):
+        check_values(survey(odd), meaning)
+
+
 def test_settings_that_the_values_cannot_give_are_refused() -> None:
     generator = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"label_kind=instance: expected object ids, found 0/255 masks.*set ingest"):

@@ -55,7 +55,7 @@ def generate(command: Command) -> Run:
 
 def _takes_run(command: Command) -> None:
     command.add_argument("--run", required=True, help="a trained run: its name below data/train/, or its folder")
-    command.add_argument("settings", nargs="*", metavar="compute.<key>=value", help="device and threads")
+    command.takes_settings("compute.<key>=value", "device and threads")
 
 
 def _encode(options: argparse.Namespace) -> None:

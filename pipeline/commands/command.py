@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands import SUMMARIES
 
@@ -21,6 +22,20 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=118)
+
+
+class Settings(argparse.Action):
+    """Settings as they were meant: make hands over SET="key=[a, b]" in pieces, and a piece without a key goes on."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Store the settings, whole."""
+        settings: list[str] = []
+        for piece in values:
+            if settings and not re.match(r"[a-z_]+(\.\w+)*=", piece):
+                settings[-1] += f" {piece}"
+            else:
+                settings.append(piece)
+        setattr(namespace, self.dest, settings)
 
 
 class Command(argparse.ArgumentParser):
@@ -49,7 +64,11 @@ class Command(argparse.ArgumentParser):
         self.add_argument(
             "-c", "--config", type=Path, default=None, help=f"YAML file of settings (default {DEFAULT_CONFIG})"
         )
-        self.add_argument("settings", nargs="*", metavar="key.path=value", help="settings laid over the file's")
+        self.takes_settings("key.path=value", "settings laid over the file's")
+
+    def takes_settings(self, looks_like: str, meaning: str) -> None:
+        """Add settings, any number of them."""
+        self.add_argument("settings", nargs="*", action=Settings, metavar=looks_like, help=meaning)
 
 
 Run = Callable[[argparse.Namespace], None]

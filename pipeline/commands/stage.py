@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,7 @@ def _run_stage(options: argparse.Namespace) -> None:
 
     config, paths = load(options)
     run(options.name, config, paths, with_needs=options.with_needs, force=options.force)
-    print(_what_next(BY_NAME[options.name], options, config, paths))
+    print(what_next(BY_NAME[options.name], options, config, paths))
 
 
 def _predict_images(options: argparse.Namespace) -> None:
@@ -148,9 +149,10 @@ def _normalise_images(options: argparse.Namespace) -> None:
     normalise_images(options.images, options.out, config, options.reference)
 
 
-def _what_next(stage: Stage, options: argparse.Namespace, config: Config, paths: Paths) -> str:
+def what_next(stage: Stage, options: argparse.Namespace, config: Config, paths: Paths) -> str:
+    """Say what a stage wrote, and the command that goes on from there, where there is one."""
     suffix = f" CONFIG={options.config}" if options.config and options.config != DEFAULT_CONFIG else ""
-    suffix += f' SET="{" ".join(options.settings)}"' if options.settings else ""
+    suffix += f" SET={_quoted(' '.join(options.settings))}" if options.settings else ""
     written = {
         "evaluate": paths.reports / "metrics.json",
         "report": paths.reports / "report.html",
@@ -163,9 +165,15 @@ def _what_next(stage: Stage, options: argparse.Namespace, config: Config, paths:
         "report": "make submission",
         "submit": "make kaggle-submit",
     }.get(stage.name, "make train")
-    if stage.name == "report" and config.train.task != "segmentation":
+    submits = config.submit.format != "auto" or paths.sample_submission.is_file()
+    if stage.name == "report" and not submits:
         return f"\nWritten: {written}"
     return f"\nWritten: {written}\nNext:    {after}{suffix}"
+
+
+def _quoted(settings: str) -> str:
+    """Settings as a shell takes them for one word: in double quotes, where that is enough."""
+    return shlex.quote(settings) if set(settings) & set('"$`\\!') else f'"{settings}"'
 
 
 COMMANDS = {stage.name: partial(add_arguments, stage) for stage in STAGES}

@@ -336,12 +336,12 @@ def _outlined(checked: Checked, outlines: tuple[Outline, ...], *, by_class: bool
     if checked.shape is None:
         return None
     try:
-        label = from_outlines(outlines, checked.shape, by_class=by_class)
+        # What holds no pixel of one tile of a slide lies on another.
+        in_part = checked.case.window is not None
+        label = from_outlines(outlines, checked.shape, by_class=by_class, part=in_part)
     except FaultyFile as fault:
         checked.note(checked.case.image, fault)
         return None
-    # What holds no pixel of one tile of a slide lies on another.
-    in_part = checked.case.window is not None
     checked.remarks += [remark for remark in label.remarks if not (in_part and remark.fault == EMPTY_OUTLINE)]
     return label
 

@@ -20,6 +20,7 @@ from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
 TABLE = "Grade.csv"
+_RASTER = re.compile(r"(train|testA|testB)_\d+_anno\.bmp$", re.IGNORECASE)
 _IMAGE = re.compile(r"(?P<part>train|testA|testB)_\d+\.bmp$", re.IGNORECASE)
 
 
@@ -52,8 +53,14 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         match = _IMAGE.search(name)
         assert match is not None
         parts["training" if match["part"].lower() == "train" else "test"].add(patient)
-    both = (parts["training"] & parts["test"]) - {""}
     findings = []
+    ids = {case.case_id for case in cases}
+    rasters = {case.raster for case in cases}
+    lost = sorted(rows.keys() - ids) + [name for name in raw.files() if _RASTER.search(name) and name not in rasters]
+    if lost:
+        detail = f"{len(lost)} row(s) of {TABLE} and raster(s) without an image: {', '.join(lost[:3])}"
+        findings.append(Finding("", "noted", "row or raster without image", detail))
+    both = (parts["training"] & parts["test"]) - {""}
     if both:
         detail = f"{len(both)} of {len(parts['test'])} patients of test A and B are in the training part too"
         findings.append(Finding("", "noted", "patients on both sides", f"{detail}: all parts were pooled"))

@@ -11,6 +11,8 @@ pixels show. Label files of test images, wherever they lie, are left unread. Sou
 
 from __future__ import annotations
 
+import re
+
 from pipeline.config import IngestSettings
 from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, side_cars
 from pipeline.records.findings import Fault, Finding
@@ -22,12 +24,12 @@ SAMPLE = "sample_submission.csv"
 
 
 def recognises(raw: RawFolder) -> bool:
-    """Whether a folder train_images lies beside train.csv with run-length masks and pixel sizes."""
+    """Whether a folder train_images lies beside train.csv with organs and run lengths; read tells what it lacks."""
     root = root_of(raw, IMAGES["train"])
     if root is None or f"{root}train.csv" not in raw:
         return False
     first = raw.read(f"{root}train.csv").decode("utf-8-sig", errors="replace").partition("\n")[0]
-    return {*COLUMNS, "rle"} <= {column.strip().strip('"') for column in first.split(",")}
+    return {"organ", "rle"} <= {*re.findall(r"\w+", first)}
 
 
 def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:

@@ -43,6 +43,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     outlined, left_out = _outlines(raw, f"{root}{POLYGONS}")
     of_id, faults = rows_of(read_table(raw, f"{root}{TILES}", ("id", "source_wsi", "dataset")), "id", f"{root}{TILES}")
     cases: list[RawCase] = []
+    plain = 0
     for part in PARTS:
         images, several = images_of(raw, f"{root}{part}/")
         faults += several
@@ -51,7 +52,10 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             case = RawCase(
                 case_id, name, labelled=False, group=row.get("source_wsi") or None, stratum=row.get("dataset") or None
             )
-            if part == "train" and case_id in outlined:
+            if part == "train" and case_id not in outlined:
+                plain += 1
+                continue
+            if part == "train":
                 case = replace(case, labelled=True, outlines=outlined.pop(case_id))
                 if not case.group:
                     faults.append(Fault(case_id, "no slide", name, f"source_wsi of it in {TILES}", "none", "add it"))
@@ -61,6 +65,9 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         for case_id in sorted(outlined)
     ]
     findings = [Finding("", "noted", "other outlines", f"{left_out} of {LEFT_OUT} left out")] if left_out else []
+    if plain:
+        detail = f"{plain} tile(s) of train/ without a line in {POLYGONS}, not read: nothing of them is asked for"
+        findings.append(Finding("", "noted", "tiles without outlines", detail))
     sample = f"{root}{SAMPLE}"
     return RawDataset(tuple(cases), tuple(faults), tuple(findings), sample if sample in raw else None, "instance")
 

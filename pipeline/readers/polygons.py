@@ -32,6 +32,7 @@ from pipeline.records.decode import IMAGE_SUFFIXES
 from pipeline.records.findings import Fault, FaultyFile, Finding
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
+from pipeline.records.rle import decode_coco, decode_counts
 
 UNKNOWN = {"unsure", "ignore", "ignore*"}
 """Names of classes, in small letters, whose outlines hold unknown pixels; QuPath's is Ignore*."""
@@ -50,22 +51,25 @@ def recognises(raw: RawFolder) -> bool:
     images = {_key(name) for name in raw.files() if name.lower().endswith(IMAGE_SUFFIXES)}
     if any(_key(name) in images for name in raw.files() if name.lower().endswith(SUFFIXES)):
         return True
-    return bool(images) and _coco_file(raw) is not None
+    return bool(images) and bool(_coco_files(raw))
 
 
 def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     """Give every image its outlines; what has none is a fault. Raises ValueError where COCO's file is no such file."""
     images = [name for name in raw.files() if name.lower().endswith(IMAGE_SUFFIXES)]
-    coco = _coco_file(raw)
-    if coco is None:
-        cases, faults, findings = _one_file_an_image(raw, images)
-    else:
-        cases, faults, findings = _of_coco(raw, coco, images)
+    files = _coco_files(raw)
+    cases, faults, findings = _of_coco(raw, files, images) if files else _one_file_an_image(raw, images)
     cases, numbers = with_class_numbers(cases, settings)
     findings += numbers
-    cases = [replace(case, group=patient[0] if (patient := _PATIENT.match(case.case_id)) else None) for case in cases]
+    cases = [replace(case, group=_patient(case.image)) for case in cases]
     kind: LabelKind = "semantic" if settings.label_kind == "semantic" else "instance"
     return RawDataset(tuple(cases), tuple(faults), tuple(findings), label_kind=kind)
+
+
+def _patient(image: str) -> str | None:
+    """The patient by whose barcode TCGA's images are named, whatever folder they lie in."""
+    found = _PATIENT.match(PurePosixPath(image).name)
+    return found[0] if found else None
 
 
 def with_class_numbers(
@@ -191,59 +195,87 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:
     return outlines, others
 
 
-def _of_coco(raw: RawFolder, file: str, images: Sequence[str]) -> tuple[list[RawCase], list[Fault], list[Finding]]:
+def _of_coco(
+    raw: RawFolder, files: Sequence[str], images: Sequence[str]
+) -> tuple[list[RawCase], list[Fault], list[Finding]]:
+    cases: list[RawCase] = []
+    faults: list[Fault] = []
+    findings: list[Finding] = []
+    listed_in: dict[str, str] = {}
+    for file in files:
+        found, wrong, strangers = _of_one_coco(raw, file, images)
+        faults += wrong
+        if strangers:
+            detail = f"{file}: {strangers} annotation(s) of images that are not listed"
+            findings.append(Finding("", "noted", "outlines without image", detail))
+        for case in found:
+            other = listed_in.setdefault(case.image, file)
+            if other == file:
+                cases.append(case)
+            else:
+                expected, places = "a file of COCO's that lists it", f"{other} and {file}"
+                faults.append(Fault(case.case_id, "listed twice", case.image, f"one {expected}", places, "delete one"))
+    unlisted = sorted({*images} - listed_in.keys())
+    if unlisted:
+        names = " or ".join(files)
+        detail = f"{len(unlisted)} image(s) that {names} does not list were left out: {', '.join(unlisted[:3])}"
+        findings.append(Finding("", "noted", "image without entry", detail))
+    ids = case_ids([stem_of(case.image) for case in cases], IMAGE_FOLDERS | PARTS)
+    return [replace(case, case_id=ids[stem_of(case.image)]) for case in cases], faults, findings
+
+
+def _of_one_coco(raw: RawFolder, file: str, images: Sequence[str]) -> tuple[list[RawCase], list[Fault], int]:
+    """Cases of one file by their images' names, faults, and how many annotations are of images that it does not list.
+
+    Raises ValueError where it is no such file.
+    """
     try:
         document = _json(raw.read(file))
         listed = {image["id"]: image for image in document["images"]}
         categories = {entry["id"]: str(entry["name"]) for entry in document.get("categories", [])}
-        annotations = [(entry["image_id"], *_of_annotation(entry, categories)) for entry in document["annotations"]]
+        annotations = [(entry["image_id"], _of_annotation(entry, categories)) for entry in document["annotations"]]
     except (FaultyFile, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ValueError(f"{raw.origin(file)}: expected COCO's images and annotations, found {error}") from error
-    told = {key: str(image.get("file_name")) for key, image in listed.items()}
-    places = _places(told, images)
-    ids = case_ids([stem_of(name) for name in places.values() if name], IMAGE_FOLDERS | PARTS)
+    places = _places({key: str(image.get("file_name")) for key, image in listed.items()}, images)
     outlines: dict[Any, list[Outline]] = defaultdict(list)
-    faults: list[Fault] = []
-    findings: list[Finding] = []
-    packed: dict[Any, int] = defaultdict(int)
     for key, outline in annotations:
-        if outline is None:
-            packed[key] += 1
-        else:
-            outlines[key].append(outline)
-    cases = []
+        outlines[key].append(outline)
+    cases: list[RawCase] = []
+    faults: list[Fault] = []
     for key, image in listed.items():
         place = places[key]
         if place is None:
-            name = told[key]
+            name = str(image.get("file_name"))
             found = "no such file, or several"
             faults.append(Fault(name, "missing image", file, f"one file {name}", found, "add it, or drop its entry"))
             continue
-        case_id = ids[stem_of(place)]
-        if packed[key]:
-            found = f"{packed[key]} run-length mask(s)"
-            faults.append(Fault(case_id, "no polygons", file, "segmentation as polygons", found, "export polygons"))
         size = (int(image["height"]), int(image["width"])) if {"height", "width"} <= image.keys() else None
-        cases.append(RawCase(case_id, place, labelled=True, outlines=tuple(outlines[key]), size=size))
-    unlisted = sorted(set(images) - {place for place in places.values() if place})
-    if unlisted:
-        detail = f"{len(unlisted)} image(s) that {file} does not list were left out: {', '.join(unlisted[:3])}"
-        findings.append(Finding("", "noted", "image without entry", detail))
-    strangers = [key for key, _ in annotations if key not in listed]
-    if strangers:
-        detail = f"{file}: {len(strangers)} annotation(s) of images that are not listed"
-        findings.append(Finding("", "noted", "outlines without image", detail))
-    return cases, faults, findings
+        cases.append(RawCase(stem_of(place), place, labelled=True, outlines=tuple(outlines[key]), size=size))
+    return cases, faults, sum(key not in listed for key, _ in annotations)
 
 
-def _of_annotation(entry: dict[str, Any], categories: dict[Any, str]) -> tuple[Outline | None]:
-    """The outline of one of COCO's annotations; None for a run-length mask."""
+def _of_annotation(entry: dict[str, Any], categories: dict[Any, str]) -> Outline:
+    """The outline of one of COCO's annotations: polygons, or run lengths, as crowds are."""
     shape = entry.get("segmentation")
-    if not isinstance(shape, list):
-        return (None,)
-    rings = [np.asarray(ring, float).reshape(-1, 2) for ring in shape if len(ring) >= 6]
+    if isinstance(shape, dict):
+        rings = _rings_of_runs(shape)
+    elif isinstance(shape, list):
+        rings = [np.asarray(ring, float).reshape(-1, 2) for ring in shape if len(ring) >= 6]
+    else:
+        raise ValueError(f"an annotation of image {entry['image_id']} without segmentation")
     outline = _outline(rings, categories.get(entry.get("category_id")))
-    return (replace(outline, ignored=outline.ignored or bool(entry.get("iscrowd"))),)
+    return replace(outline, ignored=outline.ignored or bool(entry.get("iscrowd")))
+
+
+def _rings_of_runs(packed: dict[str, Any]) -> list[np.ndarray]:
+    """Rings around the pixels of a run-length mask, which hold the centres of these and of no others."""
+    from skimage.measure import find_contours
+
+    (height, width), counts = packed["size"], packed["counts"]
+    decoded = decode_coco(counts.encode(), height, width) if isinstance(counts, str) else None
+    mask = decode_counts(counts, height, width) if decoded is None else decoded
+    # Contours run half way from centre to centre, in rows and columns of the padded mask.
+    return [ring[:, ::-1] - 0.5 for ring in find_contours(np.pad(mask, 1).astype(np.float32), 0.5)]
 
 
 def _places(told: dict[Any, str], images: Sequence[str]) -> dict[Any, str | None]:
@@ -271,12 +303,12 @@ def _outline(rings: Iterable[Any], name: object) -> Outline:
     return Outline(arrays, class_name, ignored=(class_name or "").lower() in UNKNOWN)
 
 
-def _coco_file(raw: RawFolder) -> str | None:
-    """The one file of COCO's, by its keys, nearest to the top."""
+def _coco_files(raw: RawFolder) -> list[str]:
+    """The files of COCO's by their keys: one, or one a part; those of captions hold no segmentation."""
     keys = b'"images"', b'"annotations"'
-    files = [name for name in raw.files() if name.lower().endswith(".json")]
-    found = [name for name in files if all(key in content for content in [raw.read(name)] for key in keys)]
-    return min(found, key=lambda name: (name.count("/"), name), default=None)
+    files = {name: raw.read(name) for name in raw.files() if name.lower().endswith(".json")}
+    found = [name for name, content in files.items() if all(key in content for key in keys)]
+    return [name for name in found if b'"segmentation"' in files[name]] or found
 
 
 def _json(content: bytes) -> Any:

@@ -40,6 +40,8 @@ SLIDE_FOLDERS = {"slides", "slide", "wsi", "wsis"}
 MASK_FOLDERS = {"masks", "mask", "labels"}
 CLOSER = 0.9
 """Pixels of the finest level along the side of one, below which a slide counts as enlarged."""
+ENLARGED = 4
+"""Times that a slide may be enlarged at most: beyond, there is nothing to be seen for the resolution asked for."""
 REGIONS = {"region*", "region", "roi"}
 """Names of classes, in small letters, whose outlines say what was looked at; QuPath's is Region*."""
 
@@ -118,6 +120,12 @@ def _tiles(
             blocks = even_blocks(view, settings.tile)
             tissue = set(find_tissue(view, blocks))
             mpp = None if slide.mpp is None else slide.mpp * view.scale
+            if settings.mpp is not None and view.scale < 1.0 / ENLARGED:
+                found = f"{slide.mpp:.4g} scanned, to be enlarged {1.0 / view.scale:.0f} times"
+                expected = f"at most {ENLARGED} times the {settings.mpp:g} microns a pixel asked for"
+                raise FaultyFile(
+                    "coarse slide", expected, found, "set ingest.mpp nearer to that, or leave the slide out"
+                )
             if settings.mpp is not None and view.scale < CLOSER:
                 detail = f"{name}: {settings.mpp:g} microns a pixel asked for, {slide.mpp:.4g} scanned: enlarged"
                 findings.append(Finding(slide_id, "noted", "enlarged slide", detail))

@@ -7,7 +7,7 @@ Source: the evaluation pages of the 2018 Data Science Bowl and of HuBMAP - Hacki
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -120,8 +120,7 @@ def encode_coco(mask: np.ndarray) -> bytes:
 def decode_coco(letters: bytes, height: int, width: int) -> np.ndarray:
     """Decode COCO's compressed run lengths: (height, width) bool.
 
-    Raises ValueError for letters that are none of its, a number that does not end, negative lengths, and runs that are
-    not height * width pixels together.
+    Raises ValueError for letters that are none of its, a number that does not end, and as decode_counts does.
     """
     counts: list[int] = []
     number = shift = 0
@@ -137,6 +136,15 @@ def decode_coco(letters: bytes, height: int, width: int) -> np.ndarray:
             number = shift = 0
     if shift:
         raise ValueError("expected whole numbers, found an end within one")
+    return decode_counts(counts, height, width)
+
+
+def decode_counts(counts: Sequence[int], height: int, width: int) -> np.ndarray:
+    """Decode COCO's run lengths as they are listed: (height, width) bool.
+
+    counts: pixels of the runs, column by column, of nothing and of the object in turn. Raises ValueError for negative
+    lengths, and runs that are not height * width pixels together.
+    """
     lengths = np.array(counts, np.int64)
     if (lengths < 0).any() or lengths.sum() != height * width:
         raise ValueError(f"expected runs of {height} x {width} pixels together, found {lengths.sum()}")

@@ -112,7 +112,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     }
     metrics["validation"] = _gap(chosen, metrics[PART], "ap" if trained.outputs.has_objects else "dice")
     write_json(paths.reports / "metrics.json", metrics)
-    return [*_table(metrics), _trust(metrics), *_noted(unchecked), *volumes]
+    return [*as_table(metrics), _trust(metrics), *_noted(unchecked), *volumes]
 
 
 def _write_volumes(cases: Sequence[Case], paths: Paths) -> list[str]:
@@ -228,7 +228,7 @@ def _excluded(findings: Path) -> dict[str, int]:
         )
 
 
-def _table(metrics: dict[str, Any]) -> list[str]:
+def as_table(metrics: dict[str, Any]) -> list[str]:
     """Lay the headline figures out for the terminal, with their intervals."""
     from pipeline.metrics.summary import CLASS_COLUMNS
 
@@ -249,8 +249,10 @@ def _table(metrics: dict[str, Any]) -> list[str]:
         lines.append(f"{name[:21]:<22}{first['cases']:>7}" + cells)
     bounds = [metrics[PART][key] for key in shown]
     if bounds[0]["low"] is not None:
-        lines.append(f"{'95 % from':<29}" + "".join(f"{bound['low']:>9.3f}" for bound in bounds))
-        lines.append(f"{'95 % to':<29}" + "".join(f"{bound['high']:>9.3f}" for bound in bounds))
+        # Some figures are of fewer groups: those of classes, where an image shows none.
+        for words, end in (("95 % from", "low"), ("95 % to", "high")):
+            told = (f"{bound[end]:>9.3f}" if bound[end] is not None else f"{'-':>9}" for bound in bounds)
+            lines.append(f"{words:<29}" + "".join(told))
     else:
         lines.append(f"no intervals: {metrics['groups']} groups are too few (10 are needed)")
     if "classes" in metrics:

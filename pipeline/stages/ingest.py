@@ -7,7 +7,9 @@ Writes: data/ingest/<dataset>/ cases.jsonl, images/, labels/, findings.csv, samp
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,11 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
 from pipeline.config import Config, IngestSettings
 from pipeline.kaggle import COMPETITIONS
 from pipeline.label_values import Meaning, check_values, meaning_of
+from pipeline.labels import IN_PIECES
 from pipeline.readers import READERS, RawCase, RawDataset, layout_of
 from pipeline.readers.check import Checked, check_case, finish_case, forget
 from pipeline.readers.layout import table_of, with_groups
@@ -107,6 +111,9 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
         findings += _copy_sample(raw, dataset, paths)
     of_ids: LabelKind = "semantic" if meaning is not None and meaning.kind != "objects" else "instance"
     kind = dataset.label_kind or of_ids
+    if kind == "semantic":
+        # The mask of a class is in as many pieces as there are things of it.
+        findings = [finding for finding in findings if finding.fault != IN_PIECES]
     write_cases(paths.cases, [_record(one, config.dataset, kind) for one in done])
     write_findings(paths.findings, findings)
     return _summary(done, findings, layout, kind, meaning)
@@ -261,13 +268,20 @@ def _all_told(faults: Sequence[Fault], number: int, paths: Paths) -> str:
     lines = [f"  {first}{_also(others)}" for first, *others in told[:_SHOWN_FAULTS]]
     if left := sum(map(len, told[_SHOWN_FAULTS:])):
         lines.append(f"  and {left} more")
-    some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+    # What is pasted is to hold every case, as YAML reads it back.
+    listed = ", ".join(name if _is_plain(name) else json.dumps(name) for name in ids)
+    one_by_one = f"'ingest.exclude=[{listed}]' or " if len(ids) <= _SHOWN_CASES else ""
     return (
         f"{paths.raw}: {len(faults)} fault(s) in {len(ids)} of {max(number, len(ids))} cases ({kinds}):\n"
         + "\n".join(lines)
-        + f"\nMend them, or leave the cases out with 'ingest.exclude=[{some}]' or ingest.exclude_faulty=true: "
+        + f"\nMend them, or leave the cases out with {one_by_one}ingest.exclude_faulty=true: "
         "they are then counted in every report"
     )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether YAML reads a word of a list as it is written."""
+    return re.fullmatch(r"[A-Za-z_][\w.-]*", name) is not None and yaml.safe_load(name) == name
 
 
 def _also(others: Sequence[Fault]) -> str:

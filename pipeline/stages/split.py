@@ -195,10 +195,17 @@ def _check_enough(cases: Sequence[Case], sizes: Counter[str], settings: SplitSet
     least = max(settings.folds, 1 + (settings.validation_share > 0)) + (settings.test_share > 0)
     if len(sizes) < least:
         parts = ", ".join(["train", *held_out])
+        given = len({case.group for case in cases if case.group})
+        if given > len(sizes):
+            advice = f"set split.groups=given ({given} groups came with the cases, and pixels joined them)"
+        elif given:
+            advice = "add groups"
+        else:
+            advice = "set split.groups=none if the cases are independent"
         raise ValueError(
             f"split: expected at least {least} groups for {parts} and {settings.folds} folds, found {len(sizes)} in "
             f"{len(cases)} labelled cases. Lower split.folds (2 at least), set split.test_share or "
-            "split.validation_share to 0, add cases, or set split.groups=none if the cases are independent"
+            f"split.validation_share to 0, add cases, or {advice}"
         )
 
 

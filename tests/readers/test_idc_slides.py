@@ -96,7 +96,7 @@ def test_what_cannot_be_placed_is_named_and_can_be_left_out(tmp_path: Path) -> N
 
 
 def test_no_other_layout_is_stitched(tmp_path: Path) -> None:
-    config, paths = settings_of(tmp_path)
+    config, paths = settings_of(tmp_path, "ingest.layout=auto")
     for folder in ("images", "masks"):
         (paths.raw / folder).mkdir(parents=True)
         cv2.imwrite(str(paths.raw / folder / "a.png"), np.zeros((8, 8), np.uint8))

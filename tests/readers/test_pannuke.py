@@ -21,6 +21,7 @@ from pipeline.records.raw import RawFolder
 from pipeline.records.split import read_parts
 from pipeline.runner import run
 from pipeline.stages import ingest, split
+from pipeline.stages.evaluate import as_table
 from pipeline.stages.predict import predict_images
 
 TINY = [
@@ -250,3 +251,10 @@ def test_pannuke_goes_from_raw_files_to_a_report_with_scores_by_class(tmp_path: 
     assert len(told) == 1 + int(read_label(tmp_path / "out" / "fold1_0001.png").max(initial=0))
     page = (paths.reports / "report.html").read_text()
     assert "mPQ" in page and "PQ, neoplastic" in page
+
+
+def test_figures_of_fewer_groups_than_the_rest_have_no_interval_in_the_table() -> None:
+    bounded = {"mean": 0.5, "low": 0.25, "high": 0.75, "cases": 10}
+    metrics = {"test": {"dice": bounded, "mpq": {**bounded, "low": None, "high": None}}, "cases": 10, "groups": 10}
+    *_, low, high = as_table(metrics)
+    assert low.split()[3:] == ["0.250", "-"] and high.split()[3:] == ["0.750", "-"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from pipeline.config import IngestSettings, load_config
 from pipeline.labels import from_outlines
 from pipeline.readers import READERS, RawDataset, layout_of
+from pipeline.readers.polygons import _rings_of_runs
 from pipeline.records.case import IGNORED, read_cases
-from pipeline.records.findings import read_findings
+from pipeline.records.findings import FaultyFile, read_findings
 from pipeline.records.outline import Outline
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label
 from pipeline.records.raw import RawFolder
+from pipeline.records.rle import encode_coco
 from pipeline.stages import ingest
 
 SHAPE = (20, 30)
@@ -183,11 +187,54 @@ def test_what_is_missing_or_broken_is_told_all_at_once(tmp_path: Path) -> None:
     assert [found.detail for found in dataset.findings] == ["1 file(s) of outlines without an image: gone.xml"]
 
 
-def test_coco_names_images_that_are_absent_packed_masks_and_strangers(tmp_path: Path) -> None:
+@settings(deadline=None, max_examples=40)
+@given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.booleans())
+def test_run_lengths_of_coco_are_their_pixels(mask: np.ndarray, listed: bool) -> None:
+    lengths = [len(list(run)) for _, run in groupby(mask.T.ravel())]
+    counts = [0, *lengths] if mask.T.ravel()[0] else lengths
+    packed = {"size": [*mask.shape], "counts": counts if listed else encode_coco(mask).decode()}
+    label = from_outlines([Outline(tuple(_rings_of_runs(packed)))], mask.shape)
+    assert ((label.raster > 0) == mask).all()
+
+
+def test_coco_may_lie_in_a_file_a_part_and_crowds_are_unknown(tmp_path: Path) -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[5:9, 20:28] = True
+    crowd = {"image_id": 1, "segmentation": {"counts": encode_coco(mask).decode(), "size": [*SHAPE]}, "iscrowd": 1}
+    square = {"image_id": 1, "segmentation": [np.ravel(SQUARE).tolist()]}
+    for part, objects in (("train", [square, crowd]), ("val", [square])):
+        entry = {"id": 1, "file_name": f"{part}.png", "height": SHAPE[0], "width": SHAPE[1]}
+        (tmp_path / f"instances_{part}.json").write_text(json.dumps({"images": [entry], "annotations": objects}))
+    (tmp_path / "captions_train.json").write_text('{"images": [], "annotations": []}')
+    put(tmp_path, train_DOT_png=None, val_DOT_png=None)
+    dataset = read(tmp_path)
+    assert [case.case_id for case in dataset.cases] == ["train", "val"] and not (dataset.faults or dataset.findings)
+    labels = [from_outlines(case.outlines or (), SHAPE).raster for case in dataset.cases]
+    assert (labels[0][mask] == IGNORED).all() and labels[0].max() == IGNORED and labels[1].max() == 1
+    (tmp_path / "instances_val.json").write_text((tmp_path / "instances_train.json").read_text())
+    (fault,) = read(tmp_path).faults
+    assert (fault.fault, fault.found) == ("listed twice", "instances_train.json and instances_val.json")
+
+
+def test_outlines_of_another_image_are_no_repair(tmp_path: Path) -> None:
+    beyond = box(40, 2, 44, 6), box(3, 25, 9, 30)
+    with pytest.raises(FaultyFile, match=r"expected outlines within its 20 x 30 pixels, found 2 of 3 that lie beyond"):
+        from_outlines([box(1, 1, 4, 4), *beyond], SHAPE)
+    assert from_outlines([box(1, 1, 4, 4), *beyond], SHAPE, part=True).count == 1
+    assert from_outlines([box(1, 1, 4, 4), beyond[0]], SHAPE).count == 1
+
+
+def test_patients_are_found_in_names_below_any_folder(tmp_path: Path) -> None:
+    for part in ("MoNuSeg 2018 Training Data", "MoNuSegTestData"):
+        name = f"TCGA-18-5592-01Z-00-DX{len(part)}"
+        put(tmp_path / part, **{f"Tissue Images__{name}_DOT_tif": None, f"Annotations__{name}_DOT_xml": xml(SQUARE)})
+    assert [case.group for case in read(tmp_path).cases] == ["TCGA-18-5592"] * 2
+
+
+def test_coco_names_images_that_are_absent_and_strangers(tmp_path: Path) -> None:
     coco = {
         "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "gone.png"}],
         "annotations": [
-            {"image_id": 1, "segmentation": {"counts": "abc", "size": [20, 30]}},
             {"image_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]], "iscrowd": 1},
             {"image_id": 9, "segmentation": [[0, 0, 4, 0, 4, 4]]},
         ],
@@ -195,9 +242,9 @@ def test_coco_names_images_that_are_absent_packed_masks_and_strangers(tmp_path: 
     put(tmp_path, a_DOT_png=None, b_DOT_png=None, coco_DOT_json=json.dumps(coco))
     dataset = read(tmp_path)
     assert [(fault.case_id, fault.fault, fault.found) for fault in dataset.faults] == [
-        ("a", "no polygons", "1 run-length mask(s)"), ("gone.png", "missing image", "no such file, or several"),
+        ("gone.png", "missing image", "no such file, or several"),
     ]  # fmt: skip
-    assert [found.fault for found in dataset.findings] == ["image without entry", "outlines without image"]
+    assert [found.fault for found in dataset.findings] == ["outlines without image", "image without entry"]
     ((outline,),) = (case.outlines for case in dataset.cases)
     assert outline.ignored
     (tmp_path / "coco.json").write_text('{"images": [{}], "annotations": []}')

@@ -327,6 +327,12 @@ def test_real_slides_are_cut_at_the_wanted_resolution(name: str, mpp: float, rea
     assert read_image(paths.ingest / case.image).std() > 20
 
 
+def test_a_slide_is_not_enlarged_without_limit(tmp_path: Path) -> None:
+    put(tmp_path, [feature(polygon(*NUCLEI[0]))])
+    (fault,) = read(tmp_path, mpp=0.05).faults
+    assert (fault.fault, fault.found) == ("coarse slide", "0.25 scanned, to be enlarged 5 times")
+
+
 def test_what_is_looked_at_closer_than_it_was_scanned_is_told(tmp_path: Path) -> None:
     put(tmp_path, [feature(polygon(*NUCLEI[0]))])
     told = {finding.fault: finding.detail for finding in read(tmp_path, mpp=0.125).findings}

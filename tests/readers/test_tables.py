@@ -16,6 +16,7 @@ from pipeline.config import Config, IngestSettings, load_config
 from pipeline.hidden_test import submit_hidden_test
 from pipeline.readers import READERS, RawDataset
 from pipeline.records.case import read_cases
+from pipeline.records.findings import read_findings
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label, write_png
 from pipeline.records.raw import RawFolder
@@ -113,6 +114,29 @@ def test_a_side_that_differs_from_the_table_is_refused_and_so_is_what_is_no_numb
     assert "10003: size mismatch: train_images/10003.tiff: expected 48 x 64 pixels (height x width)" in message
     assert "10000: no number: train.csv: expected a pixel_size above 0, found ''" in message
     assert "10001: repeated row: train.csv: expected one row an id, found 2 rows" in message
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    config, paths = settings_of(tmp_path, "hubmap2022")
+    hubmap(paths.raw)
+    table = paths.raw / "train.csv"
+    text = table.read_text()
+    for changed in (text.replace("pixel_size", "mpp", 1), text.replace(",", ";")):
+        table.write_text(changed)
+        with pytest.raises(ValueError, match=r"train\.csv: expected the columns .*pixel_size"):
+            ingest.run(config, paths)
+
+
+def test_the_mask_of_a_class_is_of_as_many_pieces_as_it_likes(tmp_path: Path) -> None:
+    config, paths = settings_of(tmp_path, "hubmap2022")
+    hubmap(paths.raw)
+    table = paths.raw / "train.csv"
+    mask = np.zeros((64, 48), bool)
+    mask[2:9, 2:9] = mask[20:30, 20:40] = True
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines[:-1], f"10017,kidney,HPA,64,48,0.4,4,{encode(mask)},70.0,Male"]) + "\n")
+    ingest.run(config, paths)
+    assert not read_findings(paths.findings)
 
 
 def test_labels_of_hubmap_test_images_are_left_unread(tmp_path: Path) -> None:
@@ -251,7 +275,10 @@ def test_hubmap2023_goes_from_raw_files_to_a_submission(tmp_path: Path) -> None:
     cases = {case.case_id: case for case in read_cases(paths.cases)}
     for case_id in list(masks)[:18]:
         assert (read_label(paths.ingest / str(cases[case_id].label)) == masks[case_id]).all()
-    assert (cases["tile03"].group, cases["tile03"].stratum, cases["tile19"].label) == ("2", "2", None)
+    assert (cases["tile03"].group, cases["tile03"].stratum, "tile19" in cases) == ("2", "2", False)
+    assert {found.fault: found.detail for found in read_findings(paths.findings)}["tiles without outlines"] == (
+        "2 tile(s) of train/ without a line in polygons.jsonl, not read: nothing of them is asked for"
+    )
     header, *lines = (paths.reports / "submission.csv").read_text().splitlines()
     assert header == "id,height,width,prediction_string" and [line[:11] for line in lines] == [
         "testb,64,64",
@@ -381,3 +408,17 @@ def test_glas_tells_patients_on_both_sides_and_images_without_one(tmp_path: Path
     write_png(tmp_path / "Warwick QU Dataset" / "train_99.bmp", picture(np.random.default_rng(0), 8, 8))
     (fault,) = read(tmp_path, "glas").faults
     assert (fault.case_id, fault.fault) == ("train_99", "no patient")
+
+
+def test_glas_tells_an_image_that_is_gone_and_no_table(tmp_path: Path) -> None:
+    config, paths = settings_of(tmp_path, "glas")
+    glas(paths.raw)
+    (paths.raw / "Warwick QU Dataset" / "train_3.bmp").unlink()
+    told = {found.fault: found.detail for found in read(paths.raw, "glas").findings}["row or raster without image"]
+    assert told == (
+        "2 row(s) of Grade.csv and raster(s) without an image: train_3, Warwick QU Dataset/train_3_anno.bmp"
+    )
+    (paths.raw / "Warwick QU Dataset" / "Grade.csv").unlink()
+    # Without it images and masks would be there still, and their patients would not.
+    with pytest.raises(ValueError, match=r"none of the expected layouts:\n  glas: "):
+        ingest.run(config, paths)

@@ -163,7 +163,10 @@ def test_too_few_groups_say_how_many_and_what_to_change() -> None:
     cases, groups = grouped([10] * 4)
     with pytest.raises(ValueError, match=r"at least 6 groups.*found 4 in 40 labelled cases.*split\.folds"):
         split.divide(cases, groups, SplitSettings(), 1)
-    with pytest.raises(ValueError, match=r"found 0 in 0 labelled cases"):
+    joined = dict.fromkeys(groups, "one") | {case.case_id: "other" for case in cases[:10]}
+    with pytest.raises(ValueError, match=r"found 2 in .*or set split\.groups=given \(4 groups came with the cases"):
+        split.divide(cases, joined, SplitSettings(), 1)
+    with pytest.raises(ValueError, match=r"found 0 in 0 labelled cases.*split\.groups=none if the cases are indep"):
         split.divide([], {}, SplitSettings(), 1)
     cases, groups = grouped([1] * 6, ["a", "b"])
     with pytest.raises(ValueError, match=r"5 folds in what is not test, found 4.*lower split\.folds to 4"):
