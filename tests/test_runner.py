@@ -15,8 +15,9 @@ import pytest
 from pipeline import runner
 from pipeline.config import Config, load_config
 from pipeline.records.files import write_text
+from pipeline.records.manifest import NAMED_WHERE_READ, Manifest
 from pipeline.records.paths import Paths
-from pipeline.stages import Stage
+from pipeline.stages import Stage, submit
 
 
 class Recorder:
@@ -106,6 +107,16 @@ def test_a_setting_that_came_since_leaves_a_result_alone_at_its_default(recorder
     write_text(file, json.dumps(entry))
     assert recorder.go(tmp_path, "report", with_needs=True) == []
     assert "ingest" in recorder.go(tmp_path, "report", "ingest.layout=images", with_needs=True)
+
+
+def test_a_sample_submission_that_comes_late_is_no_reason_to_train_again(tmp_path: Path) -> None:
+    outputs = {"cases.jsonl": [1, "a"], "images/a.png": [1, "b"]}
+    before = Manifest("ingest", {}, outputs, {})
+    after = Manifest("ingest", {}, {**outputs, "sample_submission.csv": [1, "c"]}, {})
+    assert before.digest == after.digest != Manifest("ingest", {}, {"cases.jsonl": [1, "a"]}, {}).digest
+    paths = Paths.of(Config(run="mine"), tmp_path)
+    assert paths.sample_submission in submit.inputs(Config(run="mine"), paths)
+    assert paths.sample_submission.name in NAMED_WHERE_READ
 
 
 def test_a_former_result_is_kept_and_taken_back(recorder, tmp_path, capsys) -> None:

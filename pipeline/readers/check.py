@@ -163,8 +163,7 @@ def _shrink(raw: RawFolder, checked: Checked, shrink: int) -> Checked:
         with open_slide(raw.path(case.image)) as slide:
             view = View(slide, float(shrink))
             checked.full = slide.levels[0].height, slide.levels[0].width
-            if case.size is not None:
-                check_size(case.size, checked.full)
+            _check_table(case, checked.full)
             checked.shape = view.height, view.width
             image = view.window(0, 0, view.height, view.width)
         label = None

@@ -16,6 +16,10 @@ VERSIONED = ("torch", "torchvision", "monai", "lightning-fabric", "segmentation-
 """Distributions whose versions a manifest records."""
 
 
+NAMED_WHERE_READ = ("sample_submission.csv",)
+"""Outputs that one stage alone reads, and names among its inputs: one that comes late is no reason to train again."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What stands in stage.json. made_from (settings and inputs) decides staleness; provenance never does."""
@@ -27,8 +31,9 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Hash over the hashes of the outputs: what the next stage depends on."""
-        lines = "".join(f"{name}\0{entry[1]}\n" for name, entry in sorted(self.outputs.items()))
+        """Hash over the hashes of the outputs: what the next stage depends on; without those of NAMED_WHERE_READ."""
+        read = {name: entry for name, entry in self.outputs.items() if Path(name).name not in NAMED_WHERE_READ}
+        lines = "".join(f"{name}\0{entry[1]}\n" for name, entry in sorted(read.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
     @property

@@ -415,7 +415,7 @@ def _lines(proof: dict[str, Any], paths: Paths) -> list[str]:
         if abs(share - wanted) > 0.05:
             lines.append(
                 f"warning: {name} holds {share:.0%} of the cases, wanted were {wanted:.0%}: "
-                "too few groups to divide closer"
+                "too few groups, or too few of a stratum, which has one in every part, to divide closer"
             )
     across = len(proof["joins_across_parts"]) + len(proof["identical_images_across_parts"])
     if across:

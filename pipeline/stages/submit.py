@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
-    """Return what decides staleness: the masks, and the sample file among the ingested ones."""
-    return [paths.reports / "evaluate.stage.json", paths.ingest / "stage.json"]
+    """Return what decides staleness: the masks, the ingested cases, and the competition's sample."""
+    return [paths.reports / "evaluate.stage.json", paths.ingest / "stage.json", paths.sample_submission]
 
 
 def run(config: Config, paths: Paths) -> list[str]:

@@ -220,7 +220,7 @@ def test_faults_of_hubmap2020_come_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as told:
         ingest.run(config, paths)
     message = str(told.value)
-    for part in ("kidney01: transposed", "kidney02: no patient", "kidney03: faulty runs", "kidney04: missing row"):
+    for part in ("kidney01: size mismatch", "kidney02: no patient", "kidney03: faulty runs", "kidney04: missing row"):
         assert part in message
 
 
