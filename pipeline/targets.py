@@ -112,6 +112,9 @@ def _edge_distance(label: np.ndarray, foreground: np.ndarray) -> np.ndarray:
 def _distances(inside: np.ndarray) -> np.ndarray:
     """Distance in pixels to the nearest 0, (height, width) float32, of a (height, width) uint8 raster."""
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # Where nothing is 0 it gives a number whose square may be too large, as the processor has it; nothing is farther
+    # away than the raster is long.
+    np.minimum(distance, np.float32(np.hypot(*inside.shape)), out=distance)
     # OpenCV's last bits depend on where in memory the raster lies. Squares of distances are whole numbers, and it is
     # right to half of one up to 700 pixels; rounding the distance itself would leave those that lie on an edge.
     return np.sqrt(np.rint(np.square(distance)))
