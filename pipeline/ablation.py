@@ -174,7 +174,8 @@ def _config_of_arm(ablation: Ablation, name: str, arm: str, seed: int, root: Pat
     for placeholder, run in stands_for.items():
         own = [setting.replace(placeholder, run) for setting in own]
     # Members have trained already, with this seed.
-    seeded = [] if any(FIRST in setting for setting in ablation.arms[arm]) else [f"train.seed={seed}"]
+    trained = any(word in setting for setting in ablation.arms[arm] for word in (FIRST, NEXT))
+    seeded = [] if trained else [f"train.seed={seed}"]
     return load_config(root / study.config, [*study.settings, *own, *seeded, f"run={_run_of_arm(name, arm, seed)}"])
 
 

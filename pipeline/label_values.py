@@ -106,7 +106,8 @@ def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "inst
 
     White (0/255): most pixels above 0 are white or nearly so, and no file holds white beside a few small values alone.
     Objects: ids of about one connected region each (REGIONS_A_VALUE), numbered from 1 where there are few.
-    Classes: otherwise. 255 beside small class ids is the ignored value.
+    Classes: otherwise. 255 beside small class ids of one raster is the ignored value.
+    Where more rasters hold small values alone than hold white, it is not white: check_values then names the few.
     Raises ValueError where label_kind asks for what the values cannot give.
     """
     if not surveys or not any(entry.values.size for entry in surveys):

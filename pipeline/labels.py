@@ -135,8 +135,10 @@ def from_outlines(
 
     Pixels whose centre lies inside belong to an object. Overlaps go by the same rule as masks; what is unknown gives
     way to every object. Objects keep their classes where every outline names one. Listed: outlines that hold no pixel
-    of the image (dropped). Raises FaultyFile for more than 65,534 objects, and where many outlines lie beyond a whole
-    image (part: it is one, and others lie on the rest), which then is another one, or of another size.
+    of the image (dropped). Raises FaultyFile for more than 65,534 objects, and where many outlines lie beyond the
+    image, which then is another one, or of another size.
+
+    part: the image is cut from a larger one, on whose rest outlines may lie.
     """
     beyond = 0 if part else sum(_lies_beyond(outline, shape) for outline in outlines)
     if beyond > max(1, BEYOND * len(outlines)):

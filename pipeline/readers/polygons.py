@@ -272,8 +272,10 @@ def _rings_of_runs(packed: dict[str, Any]) -> list[np.ndarray]:
     from skimage.measure import find_contours
 
     (height, width), counts = packed["size"], packed["counts"]
-    decoded = decode_coco(counts.encode(), height, width) if isinstance(counts, str) else None
-    mask = decode_counts(counts, height, width) if decoded is None else decoded
+    if isinstance(counts, str):
+        mask = decode_coco(counts.encode(), height, width)
+    else:
+        mask = decode_counts(counts, height, width)
     # Contours run half way from centre to centre, in rows and columns of the padded mask.
     return [ring[:, ::-1] - 0.5 for ring in find_contours(np.pad(mask, 1).astype(np.float32), 0.5)]
 
