@@ -133,6 +133,9 @@ def test_what_comes_next_is_there_and_can_be_pasted(tmp_path: Path) -> None:
     assert shlex.split(line)[1:] == [
         "make", "submission", "CONFIG=configs/mine.yaml", 'SET=ingest.exclude=["1", b] seed=7',
     ]  # fmt: skip
+    submit = next(stage for stage in STAGES if stage.name == "submit")
+    assert "Next:" not in what_next(submit, options, config, paths)  # the sample is no competition
+    assert "make kaggle-submit" in what_next(submit, options, Config(dataset="dsb2018"), paths)
 
 
 def test_the_resolved_settings_are_printed(capsys) -> None:

@@ -15,9 +15,9 @@ import pytest
 from pipeline import runner
 from pipeline.config import Config, load_config
 from pipeline.records.files import write_text
-from pipeline.records.manifest import NAMED_WHERE_READ, Manifest
+from pipeline.records.manifest import NAMED_WHERE_READ, Manifest, changes
 from pipeline.records.paths import Paths
-from pipeline.stages import Stage, submit
+from pipeline.stages import Stage, evaluate, report, submit
 
 
 class Recorder:
@@ -109,14 +109,30 @@ def test_a_setting_that_came_since_leaves_a_result_alone_at_its_default(recorder
     assert "ingest" in recorder.go(tmp_path, "report", "ingest.layout=images", with_needs=True)
 
 
-def test_a_sample_submission_that_comes_late_is_no_reason_to_train_again(tmp_path: Path) -> None:
+def test_a_sample_submission_that_comes_late_and_another_note_are_no_reason_to_train_again(tmp_path: Path) -> None:
     outputs = {"cases.jsonl": [1, "a"], "images/a.png": [1, "b"]}
-    before = Manifest("ingest", {}, outputs, {})
-    after = Manifest("ingest", {}, {**outputs, "sample_submission.csv": [1, "c"]}, {})
+    before = Manifest("ingest", {}, outputs | {"findings.csv": [1, "d"]}, {})
+    after = Manifest("ingest", {}, outputs | {"findings.csv": [1, "e"], "sample_submission.csv": [1, "c"]}, {})
     assert before.digest == after.digest != Manifest("ingest", {}, {"cases.jsonl": [1, "a"]}, {}).digest
-    paths = Paths.of(Config(run="mine"), tmp_path)
-    assert paths.sample_submission in submit.inputs(Config(run="mine"), paths)
-    assert paths.sample_submission.name in NAMED_WHERE_READ
+    config = Config(run="mine")
+    paths = Paths.of(config, tmp_path)
+    read_by = {paths.sample_submission: [submit], paths.findings: [evaluate, report]}
+    assert sorted(file.name for file in read_by) == sorted(NAMED_WHERE_READ)
+    assert all(file in stage.inputs(config, paths) for file, stages in read_by.items() for stage in stages)
+
+
+def test_an_input_that_came_or_went_is_told_as_such() -> None:
+    file, other, settings = "0" * 64, "1" * 64, {"split": {"fold": None}}
+    inputs = {"late.csv": file, "changed.csv": file, "gone.csv": file}
+    assert changes(
+        {"inputs": {"changed.csv": other, "gone.csv": file}, "settings": settings},
+        {"inputs": inputs | {"gone.csv": "absent"}, "settings": {"split": {"fold": 1}}},
+    ) == [
+        "inputs.changed.csv: other content",
+        "inputs.gone.csv: a file -> absent",
+        "inputs.late.csv: absent -> a file",
+        "settings.split.fold: None -> 1",
+    ]
 
 
 def test_a_former_result_is_kept_and_taken_back(recorder, tmp_path, capsys) -> None:

@@ -151,6 +151,8 @@ def _normalise_images(options: argparse.Namespace) -> None:
 
 def what_next(stage: Stage, options: argparse.Namespace, config: Config, paths: Paths) -> str:
     """Say what a stage wrote, and the command that goes on from there, where there is one."""
+    from pipeline.kaggle import competition_of
+
     suffix = f" CONFIG={options.config}" if options.config and options.config != DEFAULT_CONFIG else ""
     suffix += f" SET={_quoted(' '.join(options.settings))}" if options.settings else ""
     written = {
@@ -166,7 +168,7 @@ def what_next(stage: Stage, options: argparse.Namespace, config: Config, paths: 
         "submit": "make kaggle-submit",
     }.get(stage.name, "make train")
     submits = config.submit.format != "auto" or paths.sample_submission.is_file()
-    if stage.name == "report" and not submits:
+    if (stage.name == "report" and not submits) or (stage.name == "submit" and competition_of(config) is None):
         return f"\nWritten: {written}"
     return f"\nWritten: {written}\nNext:    {after}{suffix}"
 

@@ -441,7 +441,7 @@ def _of_runs(case: RawCase, rows: tuple[str, ...], shape: tuple[int, int]) -> tu
     try:
         return from_runs(rows, shape), []
     except FaultyFile as fault:
-        return None, [fault.at(case.case_id, "run-length rows")]
+        return None, [fault.at(case.case_id, str(case.runs_table))]
 
 
 def _compared(label: Label, believed: str, others: dict[str, tuple[Label | None, list[Fault]]]) -> list[Remark]:

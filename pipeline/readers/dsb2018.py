@@ -54,7 +54,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     cases = [
         RawCase(
             case.case_id, case.image, case.labelled, case.masks,
-            runs=runs.get(case.case_id) if case.labelled else None, stratum=strata.get(case.case_id),
+            runs=runs.get(case.case_id) if case.labelled else None, runs_table=RUNS, stratum=strata.get(case.case_id),
         )
         for case in (*train, *test)
     ]  # fmt: skip

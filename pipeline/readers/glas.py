@@ -38,15 +38,19 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     rows, faults = rows_of(read_table(raw, table, ("name", "patient ID", "grade (GlaS)")), "name", table)
     cases: list[RawCase] = []
     parts: dict[str, set[str]] = defaultdict(set)
-    for name in _images(raw, table):
+    images = _images(raw, table)
+    for name in images:
         case_id, row = PurePosixPath(name).stem, rows.get(PurePosixPath(name).stem)
         if row is None or not row["patient ID"]:
             faults.append(Fault(case_id, "no patient", table, "a row with its patient", "none", "add the row"))
         raster = _raster(name)
+        if raster not in raw:
+            faults.append(Fault(case_id, "missing raster", raster, "the objects of the image", "no file", "add it"))
+            continue
         patient = row["patient ID"] if row else ""
         cases.append(
             RawCase(
-                case_id, name, labelled=True, raster=raster if raster in raw else None,
+                case_id, name, labelled=True, raster=raster,
                 group=patient or None, stratum=(row or {}).get("grade (GlaS)") or None,
             )
         )  # fmt: skip
@@ -54,7 +58,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         assert match is not None
         parts["training" if match["part"].lower() == "train" else "test"].add(patient)
     findings = []
-    ids = {case.case_id for case in cases}
+    ids = {PurePosixPath(name).stem for name in images}
     rasters = {case.raster for case in cases}
     lost = sorted(rows.keys() - ids) + [name for name in raw.files() if _RASTER.search(name) and name not in rasters]
     if lost:

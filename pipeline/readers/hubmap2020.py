@@ -78,6 +78,7 @@ def _case(case_id: str, name: str, row: dict[str, str] | None, runs: str | None)
         name,
         labelled=runs is not None,
         runs=None if runs is None else (runs,),
+        runs_table=TABLE,
         only_runs=runs is not None,
         group=patient or None,
         size=size,

@@ -82,6 +82,7 @@ def _case(case_id: str, name: str, row: dict[str, str], table: str, *, labelled:
         name,
         labelled,
         runs=(row["rle"],) if labelled else None,
+        runs_table=table,
         only_runs=labelled,
         stratum=row["organ"] or None,
         mpp=mpp,

@@ -38,7 +38,8 @@ class RawCase:
 
     image, masks, raster: names within the raw folder; masks: one file an object; raster: one file for the whole label.
     runs: run-length rows, one an object, an empty row meaning no object; None where no file speaks of the image;
-    only_runs: the layout has no other masks. outlines: objects as polygons, where the layout has them.
+    runs_table: the file that they stand in; only_runs: the layout has no other masks.
+    outlines: objects as polygons, where the layout has them.
     target: file with the same tissue in the wanted stain; the image's own name where the two stand side by side in it,
     the image in the left half. class_name: the class of the whole image.
     planes: an array of object ids, one plane a class, of which plane_classes names the first ones. index: place of the
@@ -58,6 +59,7 @@ class RawCase:
     masks: tuple[str, ...] = ()
     raster: str | None = None
     runs: tuple[str, ...] | None = None
+    runs_table: str | None = None
     only_runs: bool = False
     outlines: tuple[Outline, ...] | None = None
     target: str | None = None

@@ -48,7 +48,9 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         found = labels.pop(stem, [])
         if labelled and len(found) != 1:
             fault = "several segmentations" if found else "missing segmentation"
-            faults.append(Fault(stem, fault, name, f"one masks/{stem}.nii.gz", ", ".join(found) or "none", "mend it"))
+            faults.append(
+                Fault(stem, fault, name, f"one {_beside(name)}/{stem}.nii.gz", ", ".join(found) or "none", "mend it")
+            )
             continue
         try:
             planes = planes_of(raw.read(name))
@@ -67,6 +69,10 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         detail = f"{len(left)} segmentation(s) without a volume: {', '.join(left[:3])}"
         findings.append(Finding("", "noted", "segmentation without volume", detail))
     return RawDataset(tuple(cases), tuple(faults), tuple(findings), label_kind="semantic")
+
+
+def _beside(name: str) -> str:
+    return "labelsTr" if _folder(name) == "imagestr" else "masks or labels"
 
 
 def _volumes(raw: RawFolder) -> list[str]:

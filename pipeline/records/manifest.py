@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ VERSIONED = ("torch", "torchvision", "monai", "lightning-fabric", "segmentation-
 """Distributions whose versions a manifest records."""
 
 
-NAMED_WHERE_READ = ("sample_submission.csv",)
-"""Outputs that one stage alone reads, and names among its inputs: one that comes late is no reason to train again."""
+NAMED_WHERE_READ = ("sample_submission.csv", "findings.csv")
+"""Outputs of ingest that scores and submissions alone read, and name among their inputs: no reason to train again."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,14 @@ def changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> 
         if isinstance(old, dict) and isinstance(new, dict):
             found += changes(old, new, f"{prefix}{key}.")
         elif old != new:
-            hashed = isinstance(old, str) and isinstance(new, str) and len(old) == len(new) == 64
-            found.append(f"{prefix}{key}: other content" if hashed else f"{prefix}{key}: {old} -> {new}")
+            told = " -> ".join(_told(entry[key]) if key in entry else "absent" for entry in (before, after))
+            found.append(f"{prefix}{key}: " + ("other content" if told == "a file -> a file" else told))
     return found
+
+
+def _told(value: Any) -> str:
+    """Return a setting as it is, and a hash as what it is of."""
+    return "a file" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
 
 
 def list_outputs(folder: Path, names: tuple[str, ...]) -> list[Path]:

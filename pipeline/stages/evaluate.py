@@ -44,6 +44,7 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
         paths.predict / "stage.json",
         paths.train / "stage.json",
         paths.ingest / "stage.json",
+        paths.findings,
         paths.split / "stage.json",
         *(paths.root / "data" / "train" / name / "stage.json" for name in others),
     ]

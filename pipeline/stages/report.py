@@ -17,7 +17,7 @@ from pipeline.records.paths import Paths
 def inputs(config: Config, paths: Paths) -> list[Path]:
     """Return what decides staleness: every stage whose result the page shows."""
     folders = (paths.ingest, paths.split, paths.normalise, paths.augment, paths.train)
-    own = (paths.reports / "evaluate.stage.json", paths.reports / "codes.csv")
+    own = (paths.findings, paths.reports / "evaluate.stage.json", paths.reports / "codes.csv")
     return [*(folder / "stage.json" for folder in folders), *own]
 
 

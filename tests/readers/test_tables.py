@@ -401,13 +401,19 @@ def test_glas_goes_from_raw_files_to_a_report_with_patients_whole(tmp_path: Path
     assert "pq" in (paths.reports / "metrics.json").read_text()
 
 
-def test_glas_tells_patients_on_both_sides_and_images_without_one(tmp_path: Path) -> None:
+def test_glas_tells_patients_on_both_sides_and_images_without_one_or_without_objects(tmp_path: Path) -> None:
     glas(tmp_path)
     (found,) = read(tmp_path, "glas").findings
     assert found.detail == "8 of 8 patients of test A and B are in the training part too: all parts were pooled"
     write_png(tmp_path / "Warwick QU Dataset" / "train_99.bmp", picture(np.random.default_rng(0), 8, 8))
-    (fault,) = read(tmp_path, "glas").faults
-    assert (fault.case_id, fault.fault) == ("train_99", "no patient")
+    (tmp_path / "Warwick QU Dataset" / "train_3_anno.bmp").unlink()
+    assert [str(fault) for fault in read(tmp_path, "glas").faults] == [
+        "train_3: missing raster: Warwick QU Dataset/train_3_anno.bmp: expected the objects of the image, found no "
+        "file; add it",
+        "train_99: no patient: Warwick QU Dataset/Grade.csv: expected a row with its patient, found none; add the row",
+        "train_99: missing raster: Warwick QU Dataset/train_99_anno.bmp: expected the objects of the image, found no "
+        "file; add it",
+    ]
 
 
 def test_glas_tells_an_image_that_is_gone_and_no_table(tmp_path: Path) -> None:

@@ -341,7 +341,9 @@ def test_faulty_runs_matter_only_where_they_are_believed(tmp_path: Path) -> None
     raw = Raw(tmp_path).put(files)
     raw.run()
     assert only(raw.findings) == ("c", "noted", "faulty runs")
-    with pytest.raises(ValueError, match=r"c: faulty run-length row: run-length rows: .*row 1: .*within 20 x 30"):
+    with pytest.raises(
+        ValueError, match=r"c: faulty run-length row: stage1_train_labels.csv: .*row 1: .*within 20 x 30"
+    ):
         raw.run("ingest.label_source=runs")
 
 
