@@ -18,8 +18,9 @@ from pipeline.networks.autoencoders import Autoencoder
 from pipeline.outputs import to_pixels
 from pipeline.records.codes import DIGEST_BYTES, HIGHEST_BITS, SUFFIX, StoredCode, from_bytes, quantise, to_bytes
 from pipeline.records.files import file_hash, write_text
+from pipeline.records.findings import refuse_unusable
 from pipeline.records.images import Readings, encode_image
-from pipeline.records.out_folder import refuse_foreign, write_anew
+from pipeline.records.out_folder import refuse_alike, refuse_foreign, write_anew
 from pipeline.records.rasters import write_png
 from pipeline.trained import TrainedRun, named_run
 
@@ -190,13 +191,15 @@ def encode_images(run: str, images: Path, out: Path, bits: int = 8, compute: Com
     trained = _run_of_images(run)
     weights = _digest(trained)
     readings, stored = Readings(images, "encode"), []
-    _check_codes(out, {f"{file.stem}{SUFFIX}" for file in readings.files}, weights, bits)
+    names = {file: f"{file.stem}{SUFFIX}" for file in readings.files}
+    refuse_alike(images, ((name, file.name) for file, name in names.items()))
+    _check_codes(out, {*names.values()}, weights, bits)
     coder = Coder(trained, compute)
     for file, image in readings:
         levels, lowest, step = quantise(coder.encode(image), bits)
         code = StoredCode(levels, lowest, step, bits, image.shape[0], image.shape[1], weights)
         content = to_bytes(code)
-        write_anew(out / f"{file.stem}{SUFFIX}", content)
+        write_anew(out / names[file], content)
         decoded = coder.decode(code.values, code.height, code.width)
         jpeg = nearest_jpeg(image, len(content))
         stored.append(
@@ -208,7 +211,7 @@ def encode_images(run: str, images: Path, out: Path, bits: int = 8, compute: Com
     for line in _told(stored):
         print(line)
     print(f"Written: {len(stored)} of {len(readings.files)} codes, and {TABLE}, to {out}")
-    _refuse(readings.faults, len(readings.files), "images")
+    refuse_unusable(readings.faults, len(readings.files), "images could not be used")
 
 
 def decode_codes(run: str, codes: Path, out: Path, compute: ComputeSettings | None = None) -> None:
@@ -242,7 +245,7 @@ def decode_codes(run: str, codes: Path, out: Path, compute: ComputeSettings | No
         target = out / f"{file.stem}.png"
         write_anew(target, encode_image(target.name, image))
     print(f"Written: {len(files) - len(faults)} of {len(files)} images to {out}")
-    _refuse(faults, len(files), "codes")
+    refuse_unusable(faults, len(files), "codes could not be used")
 
 
 def _check_codes(out: Path, names: set[str], weights: bytes, bits: int) -> None:
@@ -336,13 +339,6 @@ def _run_of_images(run: str) -> TrainedRun:
 
 def _digest(trained: TrainedRun) -> bytes:
     return bytes.fromhex(file_hash(trained.weights))[:DIGEST_BYTES]
-
-
-def _refuse(faults: Sequence[str], count: int, what: str) -> None:
-    if faults:
-        raise ValueError(
-            f"{len(faults)} of {count} {what} could not be used:\n" + "\n".join(f"  {fault}" for fault in faults)
-        )
 
 
 # --- Drawing ------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class IngestSettings(Settings):
 class SplitSettings(Settings):
     """Groups to train, validation, test and folds."""
 
-    name: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(default="default", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
     """Folder of the split; several splits of one data set can stand side by side."""
     groups: Literal["auto", "given", "pixels", "none"] = "auto"
     """Unit of the split: groups given with the cases, found from pixels, both (auto), or none (every image alone)."""
@@ -577,7 +577,7 @@ class ComputeSettings(Settings):
 class Config(Settings):
     """The whole configuration: what holds everywhere, then one section a stage."""
 
-    dataset: str = Field(default="sample", pattern=r"^[A-Za-z0-9_.-]+$")
+    dataset: str = Field(default="sample", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
     """Folder below data/raw/ that holds the raw files."""
     run: str = Field(default="", pattern=r"^[A-Za-z0-9_./-]*$")
     """Name of the run; by default the config file's path below configs/, without its suffix."""
@@ -634,8 +634,8 @@ class Config(Settings):
     @field_validator("run")
     @classmethod
     def _stays_inside(cls, run: str) -> str:
-        if run.startswith("/") or ".." in run.split("/"):
-            raise ValueError("a run's name is a folder below data/train/: no leading '/', no '..'")
+        if run and any(not part or part.startswith(".") for part in run.split("/")):
+            raise ValueError("a run's name is a folder below data/train/: no part of it is empty or begins with '.'")
         return run
 
 

@@ -48,7 +48,7 @@ def in_order(
     """
     if not scheduler:
         for item in items:
-            with _naming(name(item)):
+            with naming(name(item)):
                 result = work(item)
             yield result
         return
@@ -76,7 +76,7 @@ def in_order(
                 if not waiting:
                     return
                 item, future = waiting.popleft()
-                with _naming(name(item)):
+                with naming(name(item)):
                     try:
                         result = future.result()
                     except KilledWorker as error:
@@ -87,7 +87,7 @@ def in_order(
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Say which item an error is of."""
     try:
         yield

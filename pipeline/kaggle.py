@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from tqdm import tqdm
 from pipeline.config import Config
 from pipeline.records.files import written_aside
 from pipeline.records.paths import Paths
+from pipeline.runner import differences_from_settings, needed_for
+from pipeline.stages import BY_NAME
 
 CREDENTIALS = (
     "Kaggle's credentials are missing or were refused. Make a token on kaggle.com (Settings, API) and put it into "
@@ -98,7 +101,7 @@ def _take(source: Path, target: Path) -> None:
     differing = []
     for file in tqdm(files, desc="copy", unit="file", disable=None):
         place = target / file.relative_to(source)
-        if place.exists() and place.stat().st_size == file.stat().st_size:
+        if place.exists() and filecmp.cmp(place, file, shallow=False):
             continue
         if place.exists():
             differing.append(str(place))
@@ -141,7 +144,7 @@ def competition_of(config: Config) -> str | None:
 def hand_in(config: Config, paths: Paths) -> None:
     """Hand reports/<run>/submission.csv in with Kaggle's client.
 
-    Raises ValueError where there is no submission, no competition, or Kaggle refuses.
+    Raises ValueError where there is no submission, or one of other settings, no competition, or Kaggle refuses.
     """
     file = paths.reports / "submission.csv"
     if not file.exists():
@@ -151,6 +154,15 @@ def hand_in(config: Config, paths: Paths) -> None:
         raise ValueError(
             f"{config.dataset} is no competition of Kaggle's that is known here; name it with submit.competition=<name>"
         )
+    stale = {
+        stage.name: differences_from_settings(stage.name, config, paths)
+        for stage in (*needed_for("submit"), BY_NAME["submit"])
+    }
+    if told := [f"{name}: {'; '.join(differences)}" for name, differences in stale.items() if differences]:
+        raise ValueError(
+            f"{file}: expected the submission of these settings, found another or none:\n  " + "\n  ".join(told)
+            + "\nRun `make submission` with the same settings first"
+        )  # fmt: skip
     try:
         # The client reads its credentials when it is imported, and leaves the process where there are none.
         from kaggle import api

@@ -177,6 +177,7 @@ def _run_one(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None
 def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
     module = importlib.import_module(f"pipeline.stages.{stage.name}")
     folder, file = stage.folder(paths), stage.manifest_file(paths)
+    _refuse_nested(stage, paths)
     if hasattr(module, "prepare"):
         module.prepare(config, paths)
     manifest, wanted, differences = _state(stage, config, paths)
@@ -221,6 +222,25 @@ def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
     unfinished.unlink()
     for number, line in enumerate(lines or ["done"]):
         print(f"{stage.name if number == 0 else '':<9} {line}" + (f"  [{seconds:.1f} s]" if number == 0 else ""))
+
+
+def _refuse_nested(stage: Stage, paths: Paths) -> None:
+    """Refuse a folder that holds, or lies in, another result: clearing one would take the other with it.
+
+    Raises StageNotReady. A stage that owns names in a shared folder clears those alone.
+    """
+    if stage.owns:
+        return
+    folder = stage.folder(paths)
+    names = stage.manifest_file(paths).name, stage.unfinished_file(paths).name
+    around = [parent for parent in folder.parents if parent.is_relative_to(paths.root / "data")]
+    others = {place for place in around for name in names if (place / name).exists()}
+    others |= {file.parent for name in names for file in folder.rglob(name) if file.parent != folder}
+    if others:
+        raise StageNotReady(
+            f"{folder}: expected a folder that shares nothing with other results, found "
+            f"{', '.join(map(str, sorted(others)[:5]))}; give one of them a name that is not within the other's"
+        )
 
 
 def _aside(stage: Stage, paths: Paths, name: str) -> Path:

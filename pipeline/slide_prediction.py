@@ -1,7 +1,7 @@
 """Masks of slides: read, predicted, stitched and written block by block, within memory that the slide does not decide.
 
 Blocks without tissue are left out. The maps of a block are a file until the slide is done, so that a killed run carries
-on and ends with the same bytes.
+on and ends with the same bytes; what they were made from stands beside them, and others' are never taken up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,11 +26,11 @@ from pipeline.intensity import TABLES, count_levels, looked_up
 from pipeline.networks.inside import Margins
 from pipeline.outputs import Outputs
 from pipeline.records.blocks import BLOCK, Block, blocks_of, find_tissue
-from pipeline.records.files import write_bytes, written_aside
+from pipeline.records.files import write_bytes, write_json, write_text, written_aside
 from pipeline.records.rasters import from_levels, to_levels, write_png
 from pipeline.records.slides import View
 from pipeline.reporting.overlays import PAINT
-from pipeline.reporting.slide_page import write_outlines, write_piece, write_slide_page
+from pipeline.reporting.slide_page import pieces_of, write_outlines, write_piece, write_slide_page
 from pipeline.stitching import FoundObject, Stitcher
 
 if TYPE_CHECKING:
@@ -88,12 +88,34 @@ class SlidePrediction:
     cut: int
 
 
+def results_of(stem: str) -> list[str]:
+    """Names of what is written of a slide, files first, then folders: of its page, and of maps while it is not done."""
+    return [f"{stem}{ending}" for ending in (".tif", ".geojson", "_overview.png", ".html", "_pieces", ".parts")]
+
+
+def finished(out: Path, stem: str, made_from: str) -> SlidePrediction | None:
+    """Return what became of a slide that is done, of the same run, settings and file; None where it is not."""
+    try:
+        found = json.loads(_done_file(out, stem).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    there = {name: file.stat().st_size for name in found["files"] if (file := out / name).is_file()}
+    if found["made_from"] != made_from or there != found["files"]:
+        return None
+    return SlidePrediction(**found["prediction"])
+
+
+def _done_file(out: Path, stem: str) -> Path:
+    return out / f".{stem}.done.json"
+
+
 def predict_slide(
     view: View, predict: Predictor | Ensemble, outputs: Outputs, thresholds: Thresholds, out: Path, stem: str,
-    normaliser: Normaliser | None = None,
+    normaliser: Normaliser | None = None, made_from: str = "",
 ) -> SlidePrediction:  # fmt: skip
     """Segment a view of a slide.
 
+    made_from: what the result depends on, in one word; blocks that a killed call left of another are made again.
     Writes <stem>.tif, one plane of object ids (uint32) or class ids in tiles, at the view's resolution; <stem>.geojson,
     outlines of objects in pixels of the slide's finest level, as QuPath opens it; <stem>_overview.png; <stem>.html with
     <stem>_pieces/, to look at in a browser. Light (train.intensity) and stain are measured once for the whole slide, on
@@ -108,12 +130,12 @@ def predict_slide(
     def maps_of(window: np.ndarray, off: Margins, at: Place) -> np.ndarray:
         return predict(seen(window), off, at)
 
-    return write_slide(view, maps_of, seeing, tissue, outputs, thresholds, out, stem)
+    return write_slide(view, maps_of, seeing, tissue, outputs, thresholds, out, stem, made_from)
 
 
 def write_slide(
     view: View, maps_of: Maps, seeing: tuple[int, int], tissue: Sequence[Block], outputs: Outputs,
-    thresholds: Thresholds, out: Path, stem: str,
+    thresholds: Thresholds, out: Path, stem: str, made_from: str = "",
 ) -> SlidePrediction:  # fmt: skip
     """Predict the blocks of tissue, stitch what they hold, and write it; see predict_slide.
 
@@ -122,6 +144,7 @@ def write_slide(
     """
     parts = out / f"{stem}.parts"
     page = out / f"{stem}.html"
+    _begin(parts, page, _done_file(out, stem), made_from)
     _predict_blocks(view, maps_of, seeing, tissue, parts, page)
     blocks = len(blocks_of(view))
     if outputs.has_objects:
@@ -132,15 +155,29 @@ def write_slide(
         objects = objects.ordered()
         _write_tiles(out / f"{stem}.tif", view, _object_tiles(view, objects), np.dtype(np.uint32))
         _write_outlines(out / f"{stem}.geojson", view, objects)
-        _write_overview(out / f"{stem}_overview.png", view, objects)
-        _write_page(page, view, objects, tissue)
+        glance = _at_a_glance(view)
+        _write_overview(out / f"{stem}_overview.png", view, objects, glance)
+        _write_page(page, view, objects, tissue, glance)
         done = SlidePrediction(len(objects.boxes), len(tissue), blocks, stitcher.cut_)
     else:
         tiles = _class_tiles(view, tissue, parts, outputs, thresholds)
         _write_tiles(out / f"{stem}.tif", view, tiles, np.dtype(np.uint16))
         done = SlidePrediction(None, len(tissue), blocks, 0)
+    files = {name: file.stat().st_size for name in results_of(stem) if (file := out / name).is_file()}
+    write_json(_done_file(out, stem), {"made_from": made_from, "files": files, "prediction": asdict(done)})
     shutil.rmtree(parts)
     return done
+
+
+def _begin(parts: Path, page: Path, done: Path, made_from: str) -> None:
+    """Keep the blocks that a killed call made from the same, and remove those made from something else."""
+    stamp = parts / "made_from.txt"
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != made_from:
+        for folder in (parts, pieces_of(page)):
+            if folder.exists():
+                shutil.rmtree(folder)
+        write_text(stamp, made_from)
+    done.unlink(missing_ok=True)
 
 
 # --- What is predicted ------------------------------------------------------------------------------------------------
@@ -369,7 +406,7 @@ def _write_outlines(file: Path, view: View, objects: _Objects) -> None:
         stream.write("\n]}\n")
 
 
-def _write_page(page: Path, view: View, objects: _Objects, tissue: Sequence[Block]) -> None:
+def _write_page(page: Path, view: View, objects: _Objects, tissue: Sequence[Block], glance: np.ndarray) -> None:
     """Write what one looks at in a browser: outlines by the block of their corner, then the page."""
     within: dict[tuple[int, int], list[int]] = {block[:2]: [] for block in tissue}
     for index, (top, left, _, _) in enumerate(objects.boxes):
@@ -379,7 +416,7 @@ def _write_page(page: Path, view: View, objects: _Objects, tissue: Sequence[Bloc
     mpp = None if view.slide.mpp is None else view.slide.mpp * view.scale
     shown = [block for block in blocks_of(view) if block[:2] in within]
     summary = f"{len(objects.boxes):,} objects; {len(tissue)} of {len(blocks_of(view))} blocks hold tissue"
-    write_slide_page(page, summary, (view.height, view.width), mpp, _at_a_glance(view), shown)
+    write_slide_page(page, summary, (view.height, view.width), mpp, glance, shown)
 
 
 def _at_a_glance(view: View) -> np.ndarray:
@@ -387,10 +424,10 @@ def _at_a_glance(view: View) -> np.ndarray:
     return coarse.window(0, 0, coarse.height, coarse.width)
 
 
-def _write_overview(file: Path, view: View, objects: _Objects) -> None:
+def _write_overview(file: Path, view: View, objects: _Objects, glance: np.ndarray) -> None:
     """Draw the slide at a glance, with the outlines of objects."""
     shrink = max(1.0, max(view.height, view.width) / OVERVIEW)
-    picture = _at_a_glance(view).copy()
+    picture = glance.copy()
     for index, (top, left, _, _) in enumerate(objects.boxes):
         contours, _ = cv2.findContours(objects.mask(index).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         corners = [((contour + np.array([left, top])) / shrink).astype(np.int32) for contour in contours]

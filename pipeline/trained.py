@@ -21,6 +21,7 @@ from pipeline.networks.autoencoders import Autoencoder
 from pipeline.networks.classifier import Classifier, build_classifier
 from pipeline.outputs import Outputs
 from pipeline.records.case import Case, read_cases
+from pipeline.records.files import file_hash
 from pipeline.records.paths import Paths
 from pipeline.records.seen import RECORD as THRESHOLDS
 from pipeline.records.seen import Seen
@@ -49,6 +50,16 @@ class TrainedRun:
     def members(self) -> list[TrainedRun]:
         """The runs whose maps this one averages; none where it is a network of its own."""
         return [open_run(self.home / name) for name in self.config.train.members]
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that a prediction takes from the run: of its files, and of those of its members."""
+        import hashlib
+
+        names = (FROZEN, MODEL, BEST, THRESHOLDS, STAIN, Path(STAIN).with_suffix(".pt").name)
+        files = [file for name in names if (file := self.folder / name).exists()]
+        hashes = [*map(file_hash, files), *(member.digest for member in self.members)]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> AnyPredictor:
         """Load the best weights, weights only, onto a device; of every member where it has members.

@@ -83,3 +83,27 @@ def submitted_run(tmp_path_factory: pytest.TempPathFactory, sample_folder: Path)
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return root
+
+
+@pytest.fixture
+def untrained_run(tmp_path: Path) -> Path:
+    """The folder of a run of a tiny network with random weights, which makes masks of objects."""
+    import torch
+
+    from pipeline.config import dump_config, load_config
+    from pipeline.networks import build_network
+    from pipeline.outputs import Outputs
+    from pipeline.records.files import write_json, write_text
+    from pipeline.records.paths import Paths
+
+    config = load_config(None, ["dataset=sample", "run=tiny", "train.network.width=4", "train.network.depth=2"])
+    folder = Paths.of(config, tmp_path).train
+    torch.manual_seed(5)
+    network = build_network(config.train.network, 3, 2, pretrained=False)
+    write_text(folder / "config.yaml", dump_config(config))
+    outputs = Outputs("boundary", ("foreground", "boundary"), "sigmoid", "instance")
+    write_json(folder / "model.json", outputs.as_dict())
+    chosen = {"thresholds": {"minimum_size": 300}, "trained_on": [], "chosen_on": {"cases": []}}
+    write_json(folder / "thresholds.json", chosen)
+    torch.save({"network": network.state_dict()}, folder / "best.pt")
+    return folder

@@ -38,8 +38,12 @@ def test_setting_in_the_wrong_section_is_pointed_to() -> None:
         ("augment.scale=[2, 1]", "smallest <= largest"),
         ("ingest.group_pattern='['", "not a regular expression"),
         ("ingest.group_pattern=abc", "needs one group in parentheses"),
-        ("run=../elsewhere", "no '..'"),
+        ("run=../elsewhere", "begins with '.'"),
+        ("run=.", "begins with '.'"),
+        ("run=a//b", "is empty"),
         ("dataset=a/b", "pattern"),
+        ("dataset=..", "pattern"),
+        ("split.name=.", "pattern"),
         ("compute.precision=8", "'fp32', 'bf16' or 'fp16'"),
     ],
 )

@@ -17,12 +17,10 @@ import tifffile
 import torch
 from distributed import LocalCluster
 
-from pipeline.config import dump_config, load_config
+from pipeline.config import load_config
 from pipeline.fan_out import ItemFailed, _checked, in_order
-from pipeline.networks import build_network
-from pipeline.outputs import Outputs
 from pipeline.records.case import Case
-from pipeline.records.files import write_json, write_text
+from pipeline.records.files import write_text
 from pipeline.records.paths import Paths
 from pipeline.stages import predict
 from pipeline.stages.predict import predict_slides
@@ -144,16 +142,7 @@ def test_workers_that_see_another_folder_are_refused(
         list(in_order(written, [("", 1)], cluster.scheduler_address, tmp_path))
 
 
-def test_slides_are_the_same_bytes_from_workers(cluster: LocalCluster, tmp_path: Path) -> None:
-    config = load_config(None, ["dataset=sample", "run=tiny", "train.network.width=4", "train.network.depth=2"])
-    folder = Paths.of(config, tmp_path).train
-    torch.manual_seed(5)
-    network = build_network(config.train.network, 3, 2, pretrained=False)
-    write_text(folder / "config.yaml", dump_config(config))
-    outputs = Outputs("boundary", ("foreground", "boundary"), "sigmoid", "instance")
-    write_json(folder / "model.json", outputs.as_dict())
-    write_json(folder / "thresholds.json", {"thresholds": {}, "trained_on": [], "chosen_on": {"cases": []}})
-    torch.save({"network": network.state_dict()}, folder / "best.pt")
+def test_slides_are_the_same_bytes_from_workers(cluster: LocalCluster, untrained_run: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
     (tmp_path / "slides").mkdir()
     for number in range(3):
@@ -161,7 +150,7 @@ def test_slides_are_the_same_bytes_from_workers(cluster: LocalCluster, tmp_path:
         tifffile.imwrite(tmp_path / "slides" / f"s{number}.tif", picture, tile=(128, 128), photometric="rgb")
     settings = ["predict.engine=pytorch", "compute.device=cpu", "compute.threads=1"]
     for out, more in (("here", []), ("there", [f"compute.scheduler={cluster.scheduler_address}"])):
-        predict_slides(str(folder), tmp_path / "slides", tmp_path / out, overrides=[*settings, *more])
+        predict_slides(str(untrained_run), tmp_path / "slides", tmp_path / out, overrides=[*settings, *more])
     here, there = (
         {file.relative_to(tmp_path / out): file.read_bytes() for file in (tmp_path / out).rglob("*") if file.is_file()}
         for out in ("here", "there")

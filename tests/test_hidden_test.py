@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,24 @@ def test_ids_without_an_image_are_named_with_the_folder_as_it_is_called(
     assert not (tmp_path / "submission.csv").exists()
 
 
+def test_only_the_submission_of_these_settings_is_handed_in(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.kaggle import hand_in
+
+    handed: list[tuple[str, ...]] = []
+    client = types.ModuleType("kaggle")
+    client.api = types.SimpleNamespace(competition_submit=lambda *given: handed.append(given))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kaggle", client)
+    config = load_config(here / "tiny.yaml")
+    with pytest.raises(ValueError, match=r"expected the submission of these settings.*\n  split: settings\.seed"):
+        hand_in(config.model_copy(update={"seed": 7}), Paths.of(config, here))
+    hand_in(config, Paths.of(config, here))
+    file = here / "reports" / "tiny" / "submission.csv"
+    assert handed == [(str(file), "stainseg", "sample-competition")]
+    file.write_text("ImageId,EncodedPixels\n")
+    with pytest.raises(ValueError, match=r"submit: 1 of its files are gone or changed"):
+        hand_in(config, Paths.of(config, here))
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -117,7 +137,10 @@ def test_ids_without_an_image_are_named_with_the_folder_as_it_is_called(
         (["--run", "tiny", "--raw", "data/raw/sample", "--out", "data"], "expected a file that ends in .csv"),
         (["--run", "tiny", "--raw", "absent", "--out", "x.csv"], "--raw absent: expected the competition's folder"),
         (["--run", "absent", "--raw", "data", "--out", "x.csv"], "there are the trained runs tiny"),
-        (["--run", "tiny", "--raw", "data", "--out", "x.csv", "--force"], "leave out -c, --with-needs and --force"),
+        (
+            ["--run", "tiny", "--raw", "data", "--out", "x.csv", "--force"],
+            "brings the run's own settings; leave out --force",
+        ),
         (["--run", "tiny", "--raw", "data", "--out", "x.csv", "train.steps=3"], "leave out train.steps=3"),
         (["--run", "tiny", "--raw", "data", "--out", "x.csv", "predict.flip=all"], "did you mean predict.flips"),
     ],

@@ -21,6 +21,9 @@ def test_files_are_taken_from_a_folder_and_a_second_time_left_alone(tmp_path: Pa
     assert (tmp_path / "raw/dsb2018/deep/classes.csv").exists()
     assert "make train CONFIG=configs/dsb2018.yaml" in capsys.readouterr().out
     fetch("dsb2018", source, tmp_path / "raw")
+    (source / "deep" / "classes.csv").write_text("a,c\n")
+    with pytest.raises(ValueError, match=r"with another content.*classes\.csv"):
+        fetch("dsb2018", source, tmp_path / "raw")
 
 
 def test_a_file_of_another_content_is_not_overwritten(tmp_path: Path) -> None:

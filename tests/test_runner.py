@@ -17,7 +17,7 @@ from pipeline.config import Config, load_config
 from pipeline.records.files import write_text
 from pipeline.records.manifest import NAMED_WHERE_READ, Manifest, changes
 from pipeline.records.paths import Paths
-from pipeline.stages import Stage, evaluate, report, submit
+from pipeline.stages import STAGES, Stage, evaluate, report, submit
 
 
 class Recorder:
@@ -133,6 +133,27 @@ def test_an_input_that_came_or_went_is_told_as_such() -> None:
         "inputs.late.csv: absent -> a file",
         "settings.split.fold: None -> 1",
     ]
+
+
+def test_results_within_one_another_are_refused(tmp_path: Path) -> None:
+    train = next(stage for stage in STAGES if stage.name == "train")
+
+    def paths(run: str) -> Paths:
+        return Paths.of(Config(run=run), tmp_path)
+
+    write_text(paths("a/fold-0").train / "stage.json", "{}")
+    runner._refuse_nested(train, paths("a/fold-0"))
+    runner._refuse_nested(train, paths("a/fold-1"))
+    for run in ("a", "a/fold-0/b"):
+        with pytest.raises(
+            runner.StageNotReady, match=r"shares nothing with other results, found .*a/fold-0; give one"
+        ):
+            runner._refuse_nested(train, paths(run))
+
+
+def test_evaluate_owns_every_folder_that_it_writes() -> None:
+    (stage,) = (stage for stage in STAGES if stage.name == "evaluate")
+    assert {"masks", "volumes", "normalised", "metrics.json", "per_case.csv"} <= {*stage.owns}
 
 
 def test_a_former_result_is_kept_and_taken_back(recorder, tmp_path, capsys) -> None:

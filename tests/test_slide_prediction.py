@@ -128,6 +128,21 @@ def test_a_dark_slide_is_all_tissue(tmp_path: Path) -> None:
         assert len(find_tissue(View(opened), blocks_of(View(opened)))) == 4
 
 
+@pytest.mark.parametrize(
+    ("shape", "place", "strip"),
+    [((1031, 1500), (1026, 500), (1024, 0, 7, 1024)), ((1500, 1031), (500, 1026), (0, 1024, 1024, 7))],
+)
+def test_tissue_in_the_last_pixels_of_a_slide_is_found(
+    shape: tuple[int, int], place: tuple[int, int], strip: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    # 1031 pixels are 64 times 16 and seven more, which a picture at 1/16 leaves over.
+    picture = np.full((*shape, 3), 240, np.uint8)
+    cv2.circle(picture, place[::-1], 4, (90, 40, 120), -1)
+    tifffile.imwrite(tmp_path / "a.tif", picture, tile=(256, 256), photometric="rgb")
+    with open_slide(tmp_path / "a.tif") as opened:
+        assert find_tissue(View(opened), blocks_of(View(opened))) == [strip]
+
+
 def test_the_next_block_is_read_while_one_is_looked_at() -> None:
     read = [threading.Event() for _ in range(3)]
 

@@ -11,7 +11,9 @@ from pipeline.commands.command import Command, Run, load
 
 def data(command: Command) -> Run:
     """Add the arguments of data."""
-    command.add_argument("dataset", help="sample, dsb2018")
+    from pipeline.kaggle import COMPETITIONS
+
+    command.add_argument("dataset", help=f"sample, {', '.join(COMPETITIONS)}")
     command.add_argument(
         "--from", dest="source", type=Path, help="take the files from this folder instead of from Kaggle"
     )

@@ -91,6 +91,7 @@ def _predict_images(options: argparse.Namespace) -> None:
         return
     if options.mpp is not None:
         raise ValueError("--mpp says how slides are looked at; give --slides, or leave it out")
+    _refuse_idle(options, "predict.", "compute.")
     missing = [flag for flag in ("run", "images", "out") if getattr(options, flag) is None]
     if missing:
         raise ValueError(f"predicting images needs --run, --images and --out; --{', --'.join(missing)} is missing")
@@ -109,6 +110,7 @@ def _predict_slides(options: argparse.Namespace) -> None:
             "predicting slides needs --run, --slides and --out, and takes neither --images nor --overlay (an overview "
             "is always written)"
         )
+    _refuse_idle(options, "predict.", "compute.")
     from pipeline.records.out_folder import check_out
     from pipeline.stages.predict import predict_slides
 
@@ -122,9 +124,7 @@ def _submit_hidden_test(options: argparse.Namespace) -> None:
         raise ValueError(
             f"submitting other test images needs --run, --raw and --out; --{', --'.join(missing)} is missing"
         )
-    if options.config is not None or options.with_needs or options.force:
-        raise ValueError("--run brings its settings and weights along; leave out -c, --with-needs and --force")
-
+    _refuse_idle(options)
     from pipeline.hidden_test import submit_hidden_test
 
     submit_hidden_test(options.run, options.raw, options.out, options.settings)
@@ -136,17 +136,24 @@ def _normalise_images(options: argparse.Namespace) -> None:
         raise ValueError(f"normalising images needs --images and --out; --{', --'.join(missing)} is missing")
     from pipeline.config import load_config
 
+    _refuse_idle(options, "normalise.", "compute.", with_config=True)
     config = load_config(options.config, options.settings)
-    idle = [f"--{flag.replace('_', '-')}" for flag in ("with_needs", "force") if getattr(options, flag)]
-    idle += [setting for setting in options.settings if not setting.startswith(("normalise.", "compute."))]
-    if idle:
-        raise ValueError(
-            f"normalising images takes settings of normalise and compute alone; leave out {', '.join(idle)}"
-        )
 
     from pipeline.stages.normalise import normalise_images
 
     normalise_images(options.images, options.out, config, options.reference)
+
+
+def _refuse_idle(options: argparse.Namespace, *sections: str, with_config: bool = False) -> None:
+    """Refuse flags and settings that would change nothing where images are given; sections: those that change it."""
+    idle = ["-c"] if options.config is not None and not with_config else []
+    idle += [f"--{flag.replace('_', '-')}" for flag in ("with_needs", "force") if getattr(options, flag)]
+    if sections:
+        idle += [setting for setting in options.settings if not setting.startswith(sections)]
+    if idle:
+        named = " and ".join(name.rstrip(".") for name in sections)
+        takes = f"takes settings of {named} alone, as key.path=value" if sections else "brings the run's own settings"
+        raise ValueError(f"{options.name} of given files {takes}; leave out {', '.join(idle)}")
 
 
 def what_next(stage: Stage, options: argparse.Namespace, config: Config, paths: Paths) -> str:

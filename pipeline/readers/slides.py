@@ -30,11 +30,8 @@ from pipeline.records.case import LabelKind
 from pipeline.records.findings import Fault, FaultyFile, Finding
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
-from pipeline.records.slides import IdRaster, View, open_slide
+from pipeline.records.slides import PLAIN, SCANNED, IdRaster, View, open_slide
 
-SCANNED = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".dcm")
-"""Suffixes that slides alone have."""
-PLAIN = (".tif", ".tiff", ".btf")
 MASK_SUFFIXES = (*PLAIN, ".png")
 SLIDE_FOLDERS = {"slides", "slide", "wsi", "wsis"}
 MASK_FOLDERS = {"masks", "mask", "labels"}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import cv2
 import numpy as np
 
 from pipeline.records.slides import View
@@ -45,7 +46,10 @@ def even_blocks(view: View, largest: int) -> list[Block]:
 
 
 def find_tissue(view: View, blocks: Sequence[Block]) -> list[Block]:
-    """Return the blocks in which something is darker than the slide's glass; all where it shows none, or is dark."""
+    """Return the blocks in which something is darker than the slide's glass; all where it shows none, or is dark.
+
+    It is looked for in a picture of the whole at 1/COARSE; what that leaves over at the far edges, in strips of them.
+    """
     step = max(COARSE, math.ceil(max(view.height, view.width) / LARGEST_COARSE))
     coarse = View(view.slide, view.scale * step)
     picture = coarse.window(0, 0, coarse.height, coarse.width)
@@ -53,11 +57,29 @@ def find_tissue(view: View, blocks: Sequence[Block]) -> list[Block]:
     if glass.min() < GLASS:
         return [*blocks]
     darker = (picture < glass - DARKER).any(axis=2)
+    covered = coarse.height * step, coarse.width * step
     found = []
     for block in blocks:
         top, left, height, width = block
-        rows = slice(top // step, min(-(-(top + height) // step), coarse.height))
-        columns = slice(left // step, min(-(-(left + width) // step), coarse.width))
-        if darker[rows, columns].any():
+        rows = slice(top // step, -(-(top + height) // step))
+        columns = slice(left // step, -(-(left + width) // step))
+        strips = (_averaged(view.window(*strip), step) for strip in _left_over(block, covered))
+        if darker[rows, columns].any() or any((strip < glass - DARKER).any() for strip in strips):
             found.append(block)
     return found
+
+
+def _left_over(block: Block, covered: tuple[int, int]) -> Iterator[Block]:
+    """What of a block lies below or right of so many rows and columns."""
+    top, left, height, width = block
+    first, start = max(top, covered[0]), max(left, covered[1])
+    if first < top + height:
+        yield first, left, top + height - first, width
+    if start < left + width:
+        yield top, start, height, left + width - start
+
+
+def _averaged(pixels: np.ndarray, step: int) -> np.ndarray:
+    """Means over squares of about step pixels."""
+    height, width = (math.ceil(side / step) for side in pixels.shape[:2])
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)

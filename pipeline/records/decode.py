@@ -42,7 +42,11 @@ _PALETTE = 3
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _BITS = (8, 10, 12, 14, 16)
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error, cv2.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+"""What decoders of others raise for damaged bytes."""
 _FETCH_AGAIN = "fetch the file again"
 
 
@@ -71,9 +75,14 @@ def decode(name: str, content: bytes, role: Literal["image", "label"]) -> Decode
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in _FORMATS[found]:
         remarks.append(Remark("noted", "other file type", f"{name} is really a {found} file and was read as one"))
-    if found == "PNG" and (pixels := _plain_png(content)) is not None:
-        return Decoded(pixels, tuple(remarks))
-    pixels, more = _with_pillow(name, content, found, role)
+    try:
+        if found == "PNG" and (pixels := _plain_png(content)) is not None:
+            return Decoded(pixels, tuple(remarks))
+        pixels, more = _with_pillow(name, content, found, role)
+    except FaultyFile:
+        raise
+    except BROKEN as error:
+        raise FaultyFile("truncated or damaged file", f"a whole {found}", str(error), _FETCH_AGAIN) from error
     return Decoded(pixels, (*remarks, *more))
 
 
@@ -198,10 +207,6 @@ def _with_pillow(
             pixels, remarks = _from_pillow(upright, role)
     except Image.UnidentifiedImageError:
         return _with_opencv(content, found), []
-    except FaultyFile:
-        raise
-    except _BROKEN as error:
-        raise FaultyFile("truncated or damaged file", f"a whole {found}", str(error), _FETCH_AGAIN) from error
     if turned != 1:
         remarks.append(
             Remark("repaired", "orientation", f"{name}: turned upright as its EXIF orientation {turned} says")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,8 @@ from typing import Literal
 from pipeline.records.files import write_text
 
 Action = Literal["repaired", "excluded", "noted"]
+SHOWN = 5
+"""Names that a message lists."""
 
 
 @dataclass(frozen=True, order=True)
@@ -91,3 +93,18 @@ def read_findings(file: Path) -> list[Finding]:
             f"found {rows[0] if rows else 'nothing'}; run ingest again"
         )
     return [Finding(*row) for row in rows[1:]]  # type: ignore[arg-type]
+
+
+def some(names: Iterable[str], separator: str = ", ") -> str:
+    """Return the first few of some names, in order, and dots where there are more."""
+    ordered = sorted(names)
+    return separator.join(ordered[:SHOWN]) + (f"{separator}..." if len(ordered) > SHOWN else "")
+
+
+def refuse_unusable(faults: Sequence[str], count: int, what: str) -> None:
+    """Raise ValueError that lists every fault, once all else is done; nothing where there are none.
+
+    count: of all files; what: they are, and what could not be done with them.
+    """
+    if faults:
+        raise ValueError(f"{len(faults)} of {count} {what}:" + "".join(f"\n  {fault}" for fault in faults))

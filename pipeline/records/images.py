@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.records.decode import IMAGE_SUFFIXES, bit_depth, decode, to_rgb
-from pipeline.records.findings import FaultyFile, Remark
+from pipeline.records.findings import FaultyFile, Remark, some
 
 JPEG_QUALITY = 98
 """Of the JPEG files written, with whole colour resolution (4:4:4): off by 0.8 grey levels in the mean on tissue."""
@@ -33,7 +33,8 @@ _BITS_PER_SAMPLE = 258
 def find_images(where: Path, *, nested: bool = False) -> tuple[list[Path], list[Path]]:
     """Return the images that a path means, in order, and what else lies there and was passed over.
 
-    where: one image file of any suffix, or a folder, of which every file with a suffix of IMAGE_SUFFIXES is taken;
+    where: one image file of any suffix, or a folder, of which every file with a suffix of IMAGE_SUFFIXES is taken, and
+    nothing that is hidden;
     nested: of its subfolders too (links to folders are passed over). Raises ValueError where there are none.
     """
     if not where.exists():
@@ -46,8 +47,9 @@ def find_images(where: Path, *, nested: bool = False) -> tuple[list[Path], list[
         links = [name for name in folders if (Path(top) / name).is_symlink()]
         for name in [*names, *(links if nested else folders)]:
             path = Path(top) / name
-            wanted = path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and path.is_file()
-            (files if wanted else others).append(path)
+            wanted = path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+            if not name.startswith("."):
+                (files if wanted else others).append(path)
         if not nested:
             break
     if not files:
@@ -55,18 +57,9 @@ def find_images(where: Path, *, nested: bool = False) -> tuple[list[Path], list[
     return sorted(files), sorted(others)
 
 
-def one_image_a_stem(where: Path) -> list[Path]:
-    """Return the images of find_images, where results are named by the stem. Raises ValueError where two share one."""
-    files, _ = find_images(where)
-    stems: dict[str, list[str]] = {}
-    for file in files:
-        stems.setdefault(file.stem, []).append(file.name)
-    clashes = [" and ".join(names) for names in stems.values() if len(names) > 1]
-    if clashes:
-        raise ValueError(
-            f"{where}: expected one image a stem, since results are named by it, found {'; '.join(clashes)}"
-        )
-    return files
+def passed_over(others: Sequence[Path]) -> str:
+    """Say how many other files a command left alone, and the first of them."""
+    return f"{len(others)} other files were passed over: {some(path.name for path in others)}"
 
 
 def common_depth(files: Iterable[Path]) -> int:
@@ -97,15 +90,15 @@ def read_any_image(file: Path, bits: int) -> tuple[np.ndarray, list[Remark]]:
 
 
 class Readings:
-    """The images that a path means, one of each stem, read one after another and all scaled alike.
+    """The images that a path means, read one after another and all scaled alike.
 
-    files: all of them; remarks: what had to be changed; faults: why a file was passed over; a line each, known once
-    that file's turn was.
+    files: all of them; remarks: what had to be changed, and how many other files there are; faults: why an image was
+    passed over; a line each, known once that file's turn was.
     """
 
     def __init__(self, where: Path, purpose: str) -> None:
-        self.files = one_image_a_stem(where)
-        self.remarks: list[str] = []
+        self.files, others = find_images(where)
+        self.remarks = [passed_over(others)] if others else []
         self.faults: list[str] = []
         self._purpose = purpose
 

@@ -19,9 +19,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.records.decode import decode, to_plane, to_rgb
+from pipeline.records.decode import BROKEN, decode, to_plane, to_rgb
 from pipeline.records.findings import FaultyFile
 
+SCANNED = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".dcm")
+"""Suffixes that slides alone have."""
+PLAIN = (".tif", ".tiff", ".btf")
 PLAUSIBLE_MPP = (0.02, 100.0)
 """Microns per pixel; what converters write outside (such as 1000) is no measurement."""
 LARGEST_SEGMENT = 1 << 28
@@ -31,6 +34,8 @@ GRID = 512
 KEPT = 64
 """Squares that a view keeps: 50 MB."""
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_WHITE_IS_ZERO = 0
+"""Photometric interpretation of TIFF in which larger values are darker; every other reader turns them round."""
 _AS_IT_IS = 1e-3
 """Relative difference of resolutions below which pixels are taken as they are."""
 _SAME_FORM = 0.01
@@ -163,14 +168,14 @@ class _Segmented(Slide):
             series = self._tiff.series[0]
             self._planes = [_planes_of(level, of_ids) for level in series.levels]
             self.mpp = self._resolution(series.levels[0].pages[0])
+            sides = [_sides(planes[0]) for planes in self._planes]
+            self.levels = tuple(
+                Level(height, width, math.sqrt(sides[0][0] / height * (sides[0][1] / width))) for height, width in sides
+            )
         except FaultyFile:
             raise
-        except (tifffile.TiffFileError, IndexError, ValueError, KeyError, OSError) as error:
-            raise FaultyFile("no TIFF", "a TIFF whose pages can be listed", str(error), "fetch it again") from error
-        sides = [_sides(planes[0]) for planes in self._planes]
-        self.levels = tuple(
-            Level(height, width, math.sqrt(sides[0][0] / height * (sides[0][1] / width))) for height, width in sides
-        )
+        except (tifffile.TiffFileError, *BROKEN) as error:
+            raise FaultyFile("no TIFF", "a TIFF whose pages can be listed", repr(error), "fetch it again") from error
 
     def _resolution(self, page: Any) -> float | None:
         if self._tiff.is_ome and self._tiff.ome_metadata:
@@ -214,18 +219,21 @@ class _Segmented(Slide):
     def _segment(self, page: Any, index: int, tall: int, wide: int) -> np.ndarray:
         import imagecodecs
 
-        size, offset = page.databytecounts[index], page.dataoffsets[index]
-        with self._lock:
-            self._tiff.filehandle.seek(offset)
-            data = self._tiff.filehandle.read(size)
         try:
+            size, offset = page.databytecounts[index], page.dataoffsets[index]
+            with self._lock:
+                self._tiff.filehandle.seek(offset)
+                data = self._tiff.filehandle.read(size)
             decoded, _, _ = page.decode(data if size else None, index, jpegtables=page.jpegtables)
-        except (imagecodecs.DelayedImportError, ValueError, RuntimeError, OSError) as error:
-            raise FaultyFile("damaged slide", f"segment {index}", str(error), "fetch the file again") from error
+        except (imagecodecs.DelayedImportError, RuntimeError, *BROKEN) as error:
+            raise FaultyFile("damaged slide", f"segment {index}", repr(error), "fetch the file again") from error
         if decoded is None:  # a tile that the writer left out for holding nothing
             samples = 1 if page.axes.startswith("S") else page.samplesperpixel
             return np.full((tall, wide, samples), self._blank, page.dtype)
-        return np.asarray(decoded[0])
+        pixels = np.asarray(decoded[0])
+        if page.photometric == _WHITE_IS_ZERO:
+            return ~pixels if pixels.dtype == np.bool_ else ((1 << page.bitspersample) - 1) - pixels
+        return pixels
 
     def read_ids(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """Read a window of the finest level as it is stored: (height, width)."""
@@ -426,6 +434,9 @@ def _planes_of(level: Any, of_ids: bool) -> list[Any]:
         raise FaultyFile("deep slide", "8 bits a channel", str(page.dtype), "save the slide with 8 bits a channel")
     if not of_ids and page.photometric in (3, 5, 8):
         raise FaultyFile("unknown colours", "grey or RGB", str(page.photometric), "save the slide as RGB")
+    sides = 3 if page.axes.startswith("S") else 2
+    if any(len(found.chunks) < 2 or len(found.chunked) < sides or 0 in found.chunks for found in pages):
+        raise FaultyFile("no TIFF", "strips or tiles of some pixels", str(page.chunks), "fetch it again")
     largest = math.prod(page.chunks)
     if largest > LARGEST_SEGMENT:
         found = f"strips or tiles of {largest:,} bytes"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -49,13 +50,13 @@ def write_slide_page(
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    folder = pieces_of(page)
+    folder = quote(pieces_of(page).name)
     slide: dict[str, Any] = {
         "width": size[1], "height": size[0], "mpp": mpp, "rings": {},
         "overview": "data:image/jpeg;base64," + base64.b64encode(_jpeg(overview)).decode(),
         "blocks": [
-            {"name": f"{top}_{left}", "file": f"{folder.name}/{top}_{left}.jpg", "top": top, "left": left,
-             "outlines": f"{folder.name}/{top}_{left}.js", "height": height, "width": width}
+            {"name": f"{top}_{left}", "file": f"{folder}/{top}_{left}.jpg", "top": top, "left": left,
+             "outlines": f"{folder}/{top}_{left}.js", "height": height, "width": width}
             for top, left, height, width in blocks
         ],
     }  # fmt: skip

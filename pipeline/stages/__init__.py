@@ -78,7 +78,7 @@ STAGES = (
         "evaluate", "turn probability maps into masks and score the test part",
         "data/predict/<run>/, thresholds.json, labels", "reports/<run>/ metrics.json, per_case.csv, masks/",
         ("ingest", "split", "train", "predict"), ("evaluate", "normalise", "seed"), lambda paths: paths.reports,
-        ("metrics.json", "per_case.csv", "masks", "normalised", "codes.csv", "objects.csv"),
+        ("metrics.json", "per_case.csv", "masks", "volumes", "normalised", "codes.csv", "objects.csv"),
     ),
     Stage(
         "report", "lay everything out on one page",

@@ -54,6 +54,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     """Write a mask for every predicted case, a score for every one with truth; or judge the images that were made."""
     from tqdm import tqdm
 
+    from pipeline.fan_out import naming
     from pipeline.instances import label_raster, object_classes
     from pipeline.metrics.calibration import Calibration
     from pipeline.metrics.summary import per_case_table, score_object_classes, summarise
@@ -75,7 +76,8 @@ def run(config: Config, paths: Paths) -> list[str]:
     calibration = Calibration()
     for case in tqdm(parts[PART] + parts["unlabelled"], desc="evaluate", unit="image", disable=None):
         maps = read_probabilities(paths.predict / f"{case.case_id}.tif")
-        mask = label_raster(maps, trained.outputs, thresholds)
+        with naming(case.case_id):
+            mask = label_raster(maps, trained.outputs, thresholds)
         write_png(paths.reports / "masks" / f"{case.case_id}.png", mask)
         told = object_classes(mask, maps, trained.outputs)
         classified += ((case.case_id, number, *one) for number, one in enumerate(told, start=1))

@@ -21,7 +21,7 @@ import yaml
 from tqdm import tqdm
 
 from pipeline.config import Config, IngestSettings
-from pipeline.kaggle import COMPETITIONS
+from pipeline.kaggle import COMPETITIONS, how_to_get
 from pipeline.label_values import Meaning, check_values, meaning_of
 from pipeline.labels import IN_PIECES
 from pipeline.readers import READERS, RawCase, RawDataset, layout_of
@@ -337,8 +337,6 @@ def _how_to_get(config: Config, paths: Paths) -> str:
         layouts = "".join(f"\n  {reader.looks_like}" for reader in READERS.values())
         return f"{paths.raw}: expected raw files, found none. Put them there in one of these layouts:{layouts}"
     return (
-        f"{paths.raw}: expected the files of {competition.name}, found none. Put there {', '.join(competition.files)} "
-        f"(and {', '.join(competition.optional)} where you have them), as Kaggle serves them, zipped or unpacked; "
-        f"or let `make data DATASET={config.dataset}` fetch them with Kaggle's client, or "
-        f"`make data DATASET={config.dataset} FROM=<folder>` take them from a folder"
+        f"{paths.raw}: expected the files of {competition.name}, found none; let Kaggle's client fetch them "
+        f"(`make data DATASET={config.dataset}`), or {how_to_get(config.dataset, paths.raw)}"
     )

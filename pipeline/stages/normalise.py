@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from pipeline.config import Config, NormaliseSettings
 from pipeline.records.case import Case, read_cases
 from pipeline.records.files import write_bytes, write_json
-from pipeline.records.findings import FaultyFile
+from pipeline.records.findings import FaultyFile, some
 from pipeline.records.images import (
     ENCODING,
     JPEG_QUALITY,
@@ -29,16 +28,17 @@ from pipeline.records.images import (
     common_depth,
     encode_image,
     find_images,
+    passed_over,
     read_any_image,
 )
-from pipeline.records.out_folder import check_out, refuse_foreign, write_anew
+from pipeline.records.out_folder import check_out, refuse_alike, refuse_foreign, write_anew
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
 from pipeline.records.split import read_parts, read_split_table
 from pipeline.stains import METHODS, load, normaliser_files
 from pipeline.stains.learned import Learned
 from pipeline.stains.normaliser import Normaliser, StatisticalNormaliser
-from pipeline.stains.tiles import JOURNAL, STATUS, Batch, Read, Tile, evenly, slides_of, some
+from pipeline.stains.tiles import JOURNAL, STATUS, Batch, Read, Tile, evenly, slides_of
 
 STAIN = "stain.json"
 LARGEST_FIT = 500
@@ -288,15 +288,7 @@ def _check_out(images: Path, out: Path, tiles: Sequence[Tile]) -> None:
     check_out(out)
     if there == here.parent or (images.is_dir() and (there == here or here in there.parents or there in here.parents)):
         raise ValueError(f"--out {out}: expected a folder apart from {images}, found the same, or one within the other")
-    same: dict[str, list[str]] = defaultdict(list)
-    for tile in tiles:
-        same[unicodedata.normalize("NFC", tile.name).casefold()].append(tile.name)
-    clashes = [" and ".join(names) for names in same.values() if len(names) > 1]
-    if clashes:
-        raise ValueError(
-            f"{images}: expected names that differ in more than capitals, since many systems would write them to one "
-            f"file, found {'; '.join(clashes)}; rename them"
-        )
+    refuse_alike(images, ((tile.name, tile.name) for tile in tiles))
     ours = {tile.name for tile in tiles} | {STAIN, Path(STAIN).with_suffix(".pt").name, STATUS}
     refuse_foreign(out, ours if (out / STAIN).exists() else ())
 
@@ -309,7 +301,7 @@ def _write_anew(file: Path, image: np.ndarray) -> None:
 def _notes(remarks: Iterable[tuple[str, str, str]], others: Sequence[Path], tiles: Sequence[Tile]) -> Iterator[str]:
     """Yield what a user should know of files that were changed otherwise than by normalising, or passed over."""
     if others:
-        yield f"noted: {len(others)} other files were passed over: {some(path.name for path in others)}"
+        yield f"noted: {passed_over(others)}"
     by_fault: dict[str, dict[str, str]] = defaultdict(dict)
     for fault, name, detail in remarks:
         by_fault[fault][name] = detail

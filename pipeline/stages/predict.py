@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.config import Config, load_config
+from pipeline import __version__
+from pipeline.config import ComputeSettings, Config, PredictSettings, load_config
 from pipeline.records.case import Case, read_cases
 from pipeline.records.files import write_bytes, write_text
 from pipeline.records.objects import FILE as OBJECTS
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.case_maps import CaseMaps
     from pipeline.inference import AnyPredictor
     from pipeline.pairs import Pairs
+    from pipeline.records.slides import View
     from pipeline.trained import TrainedRun
 
 
@@ -127,18 +130,21 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     classes, objects.csv tells them: the stem as case_id, object, class and its probability.
     run: a name below data/train/, or the run's folder; overlay: also <stem>_overlay.png; overrides: settings of predict
     and compute. Every image that cannot be read is named at the end, after all others were written.
-    Raises ValueError for unreadable images, two images of one stem, or a folder without images, or of volumes too.
+    Raises ValueError for unreadable images, two images of one stem, a folder without images, or of volumes too, and
+    before anything is written where a result would replace what is read.
     """
-    from pipeline.instances import label_raster, object_classes
+    from pipeline.instances import TooManyObjects, label_raster, object_classes
     from pipeline.outputs import to_pixels
+    from pipeline.records.findings import refuse_unusable
     from pipeline.records.images import Readings
+    from pipeline.records.out_folder import check_results
     from pipeline.records.rasters import write_png
     from pipeline.reporting.overlays import draw_outlines
     from pipeline.stains import load as load_normaliser
     from pipeline.trained import STAIN, named_run
 
     trained = named_run(run)
-    predict = _with_settings(trained, overrides)
+    predict = trained.predictor(*_settings_of(trained, overrides))
     thresholds = None if trained.outputs.is_image or trained.outputs.is_class else trained.thresholds()
     if overlay and thresholds is None:
         raise ValueError(f"--overlay shows masks, and {trained.folder} makes none; leave it out")
@@ -154,11 +160,14 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
             f"--overlay draws on images, found volumes in {images}; leave it out, and open the masks beside them"
         )
     if volumes:
+        check_results(images, out, {file: [_name_of_volume(file)] for file in volumes})
         _predict_volumes(volumes, predict, trained, out)
         return
     if load_config(None, [*overrides]).compute.scheduler:
         print("noted: compute.scheduler is for --slides and stage predict; --images are predicted in this process")
     readings = Readings(images, "predict")
+    endings = [""] if trained.outputs.is_class else [".png", *(["_overlay.png"] if overlay else [])]
+    check_results(images, out, {file: [file.stem + ending for ending in endings] for file in readings.files})
     classified: list[tuple[str, np.ndarray]] = []
     objects: list[tuple[str, int, str, float]] = []
     for file, image in readings:
@@ -167,7 +176,11 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         if trained.outputs.is_class:
             classified.append((file.stem, made))
             continue
-        raster = to_pixels(made) if thresholds is None else label_raster(made, trained.outputs, thresholds)
+        try:
+            raster = to_pixels(made) if thresholds is None else label_raster(made, trained.outputs, thresholds)
+        except TooManyObjects as error:
+            readings.faults.append(f"{file}: {error}")
+            continue
         write_png(out / f"{file.stem}.png", raster)
         told = object_classes(raster, made, trained.outputs)
         objects += ((file.stem, number, *one) for number, one in enumerate(told, start=1))
@@ -181,10 +194,7 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         print(f"noted: {remark}")
     files, faults = readings.files, readings.faults
     print(f"Written: {len(files) - len(faults)} of {len(files)} images to {out}")
-    if faults:
-        raise ValueError(
-            f"{len(faults)} of {len(files)} images could not be read:\n" + "\n".join(f"  {fault}" for fault in faults)
-        )
+    refuse_unusable(faults, len(files), "images could not be predicted")
 
 
 def _volumes_of(images: Path) -> list[Path]:
@@ -208,8 +218,8 @@ def _predict_volumes(files: Sequence[Path], predict: AnyPredictor, trained: Trai
     """Write <stem>.nii.gz of volumes: masks of their axial planes, in the space of the file."""
     from tqdm import tqdm
 
-    from pipeline.instances import label_raster
-    from pipeline.records.findings import FaultyFile
+    from pipeline.instances import TooManyObjects, label_raster
+    from pipeline.records.findings import FaultyFile, refuse_unusable
     from pipeline.records.volumes import encode_like, grey_levels, read_volume
 
     if trained.outputs.is_image or trained.outputs.is_class:
@@ -225,11 +235,18 @@ def _predict_volumes(files: Sequence[Path], predict: AnyPredictor, trained: Trai
         planes = np.repeat(levels[..., None], 3, axis=3)
         maps = predict(planes).swapaxes(0, 1) if trained.takes_volumes else map(predict, planes)
         bar = tqdm(maps, desc=file.name, unit="plane", total=len(planes), disable=None)
-        masks = [label_raster(np.ascontiguousarray(of_plane), trained.outputs, thresholds) for of_plane in bar]
-        write_bytes(out / f"{file.name.partition('.nii')[0]}.nii.gz", encode_like(volume, np.stack(masks)))
+        try:
+            masks = [label_raster(np.ascontiguousarray(of_plane), trained.outputs, thresholds) for of_plane in bar]
+        except TooManyObjects as error:
+            faults.append(f"{file}: {error}")
+            continue
+        write_bytes(out / _name_of_volume(file), encode_like(volume, np.stack(masks)))
     print(f"Written: {len(files) - len(faults)} of {len(files)} volumes to {out}")
-    if faults:
-        raise ValueError(f"{len(faults)} of {len(files)} volumes could not be read:\n  " + "\n  ".join(faults))
+    refuse_unusable(faults, len(files), "volumes could not be predicted")
+
+
+def _name_of_volume(file: Path) -> str:
+    return re.sub(r"\.nii(\.gz)?$", "", file.name, flags=re.IGNORECASE) + ".nii.gz"
 
 
 def predict_slides(
@@ -237,12 +254,18 @@ def predict_slides(
 ) -> None:  # fmt: skip
     """Segment slides with a trained run: <stem>.tif (object or class ids), .geojson, _overview.png and .html of each.
 
-    run: a name below data/train/, or the run's folder; slides: a file, or a folder of which every file is taken that is
-    read as a slide; mpp: microns per pixel that they are looked at with, by default their finest level as it is;
-    overrides: settings of predict and compute. A slide is read and written block by block; a killed run carries on.
-    Raises ValueError for a run that makes no masks, and, after all others were written, with every slide that failed.
+    run: a name below data/train/, or the run's folder; slides: a file, or a folder of which every file is taken that
+    has a suffix of slides or images; mpp: microns per pixel that they are looked at with, by default their finest level
+    as it is; overrides: settings of predict and compute. A slide is read and written block by block; a killed call
+    carries on, slide by slide and block by block, where run, settings and file are the same.
+    Raises ValueError for a run that makes no masks, before anything is written where a result would replace what is
+    read, and, after all others were written, with every slide that failed.
     """
     from pipeline.fan_out import in_order
+    from pipeline.records.findings import refuse_unusable
+    from pipeline.records.images import passed_over
+    from pipeline.records.out_folder import check_results
+    from pipeline.slide_prediction import results_of
     from pipeline.trained import named_run
 
     trained = named_run(run)
@@ -258,11 +281,10 @@ def predict_slides(
             f"{trained.folder}: expected a run that maps pixels, found one of squares of {trained.outputs.cell} "
             "pixels, which slides are not cut into; cut them into images, and take --images"
         )
-    files = sorted(file for file in slides.iterdir() if file.is_file()) if slides.is_dir() else [slides]
-    repeated = sorted({file.stem for file in files if sum(file.stem == other.stem for other in files) > 1})
-    if not files or repeated:
-        found = f"several of {', '.join(repeated[:5])}" if repeated else "none"
-        raise ValueError(f"{slides}: expected slides of different names without suffix, found {found}")
+    files, others = _slides_in(slides)
+    check_results(slides, out, {file: results_of(file.stem) for file in files})
+    if others:
+        print(f"noted: {passed_over(others)}")
     if trained.outputs.object_classes:
         print("noted: what is written of slides does not tell the classes of objects; predict --images does")
     given = load_config(None, [*overrides]).compute
@@ -280,8 +302,22 @@ def predict_slides(
         else:
             print(told, flush=True)
     print(f"Written: {len(files) - len(faults)} of {len(files)} slides to {out}")
-    if faults:
-        raise ValueError(f"{len(faults)} of {len(files)} slides failed:\n" + "\n".join(f"  {it}" for it in faults))
+    refuse_unusable(faults, len(files), "slides failed")
+
+
+def _slides_in(where: Path) -> tuple[list[Path], list[Path]]:
+    """The slides that a path means, itself or those of a folder, and what else lies there but for hidden files."""
+    from pipeline.records.decode import IMAGE_SUFFIXES
+    from pipeline.records.slides import PLAIN, SCANNED
+
+    if not where.is_dir():
+        return [where], []
+    suffixes = {*SCANNED, *PLAIN, *IMAGE_SUFFIXES}
+    inside = [file for file in sorted(where.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    files = [file for file in inside if file.suffix.lower() in suffixes]
+    if not files:
+        raise ValueError(f"{where}: expected slides ({', '.join(sorted(suffixes))}), found none")
+    return files, [file for file in inside if file.suffix.lower() not in suffixes]
 
 
 def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) -> tuple[str, str]:
@@ -292,23 +328,28 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
     from pipeline.inference import VolumePredictor
     from pipeline.records.findings import FaultyFile
     from pipeline.records.slides import View, open_slide
-    from pipeline.slide_prediction import predict_slide
+    from pipeline.slide_prediction import finished, predict_slide
     from pipeline.stains import load as load_normaliser
     from pipeline.trained import STAIN, open_run
 
-    folder, slide_file, out, mpp, overrides = task
-    trained, file = open_run(Path(folder)), Path(slide_file)
+    folder, slide_file, here, mpp, overrides = task
+    trained, file, out = open_run(Path(folder)), Path(slide_file), Path(here)
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     try:
         with open_slide(file) as slide:
             view = View.at(slide, mpp)
-            # Anew for each slide, whose light it learns.
-            predict = _with_settings(trained, overrides, quick_engine=True)
-            assert not isinstance(predict, VolumePredictor), "refused before any slide is opened"
-            done = predict_slide(
-                view, predict, trained.outputs, trained.thresholds(), Path(out), file.stem, normaliser
-            )  # fmt: skip
-    except (FaultyFile, ValueError) as error:
+            settings, compute = _settings_of(trained, overrides, quick_engine=True)
+            made_from = _made_from(trained, settings, compute, view)
+            done = finished(out, file.stem, made_from)
+            if done is None:
+                # Anew for each slide, whose light it learns.
+                predict = trained.predictor(settings, compute)
+                assert not isinstance(predict, VolumePredictor), "refused before any slide is opened"
+                thresholds = trained.thresholds()
+                done = predict_slide(
+                    view, predict, trained.outputs, thresholds, out, file.stem, normaliser, made_from
+                )  # fmt: skip
+    except (FaultyFile, ValueError, OSError) as error:
         return "", f"{file}: {error}"
     counted = "" if done.objects is None else f", {done.objects:,} objects"
     cut = f"; {done.cut} very large piece(s) of foreground were cut" if done.cut else ""
@@ -318,10 +359,24 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
     ), ""
 
 
-def _with_settings(
+def _made_from(trained: TrainedRun, settings: PredictSettings, compute: ComputeSettings, view: View) -> str:
+    """Return a hash of all that the result of a slide depends on."""
+    import hashlib
+    import json
+
+    status = view.slide.file.stat()
+    made_from = {
+        "stainseg": __version__, "run": trained.digest, "predict": settings.model_dump(mode="json"),
+        "compute": compute.model_dump(mode="json", exclude={"workers", "scheduler"}), "scale": view.scale,
+        "slide": [status.st_size, status.st_mtime_ns],
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def _settings_of(
     trained: TrainedRun, overrides: Sequence[str], *, quick_engine: bool = False
-) -> AnyPredictor:  # fmt: skip
-    """Return the run's predictor with its own settings but for those that are given; predict.engine=auto is chosen."""
+) -> tuple[PredictSettings, ComputeSettings]:
+    """Return the run's own settings but for those that are given; predict.engine=auto is chosen."""
     given = load_config(None, [*overrides])
     names = [override.partition("=")[0].split(".") for override in overrides]
     own = {name[1]: getattr(given.predict, name[1]) for name in names if name[0] == "predict" and len(name) > 1}
@@ -329,4 +384,4 @@ def _with_settings(
     settings = trained.config.predict.model_copy(update=own)
     if quick_engine and settings.engine == "auto" and compute.device == "cpu":
         settings = settings.model_copy(update={"engine": "openvino"})
-    return trained.predictor(settings, compute)
+    return settings, compute

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.config import NormaliseSettings
 from pipeline.records.files import write_text
-from pipeline.records.findings import FaultyFile
+from pipeline.records.findings import FaultyFile, some
 from pipeline.stains.normaliser import Normalised, Normaliser, StatisticalNormaliser
 
 STATUS, JOURNAL = "status.csv", ".status.jsonl"
@@ -29,7 +29,6 @@ UNREADABLE = "unreadable"
 LARGEST_POOL = 200
 """Images that the statistics of a slide or group are measured over; of more, so many evenly spaced ones."""
 _MOST_THREADS = 8
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -245,12 +244,6 @@ def _read_journal(journal: Path, stamp: str) -> dict[str, tuple[str, str]] | Non
             continue
         written[name] = status, fallback
     return written
-
-
-def some(names: Iterable[str]) -> str:
-    """Return the first few of some names, and dots where there are more."""
-    ordered = sorted(names)
-    return ", ".join(ordered[:_SHOWN]) + (", ..." if len(ordered) > _SHOWN else "")
 
 
 def evenly(count: int, most: int) -> list[int]:

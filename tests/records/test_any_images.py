@@ -29,10 +29,10 @@ def test_images_of_a_folder_and_what_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "again").symlink_to(tmp_path / "deep", target_is_directory=True)
     flat = [[file.relative_to(tmp_path).as_posix() for file in files] for files in find_images(tmp_path)]
-    assert flat == [["a.jpeg", "b.PNG"], [".hidden.png", "again", "deep", "gone.png", "notes.txt"]]
+    assert flat == [["a.jpeg", "b.PNG"], ["again", "deep", "gone.png", "notes.txt"]]
     nested = [[file.relative_to(tmp_path).as_posix() for file in files] for files in find_images(tmp_path, nested=True)]
     assert nested == [
-        ["a.jpeg", "b.PNG", "deep/c.tif"], [".hidden.png", "again", "deep/table.csv", "gone.png", "notes.txt"]
+        ["a.jpeg", "b.PNG", "deep/c.tif"], ["again", "deep/table.csv", "gone.png", "notes.txt"]
     ]  # fmt: skip
     assert find_images(tmp_path / "notes.txt") == ([tmp_path / "notes.txt"], [])
     (tmp_path / "none").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.records.decode import decode, to_plane, to_rgb
 from pipeline.records.findings import FaultyFile
 from pipeline.records.rasters import write_png
-from pipeline.records.slides import GRID, View, open_slide
+from pipeline.records.slides import GRID, IdRaster, View, open_slide
 
 HEIGHT, WIDTH = 300, 421
 
@@ -176,6 +178,38 @@ def test_what_cannot_be_read_says_why(picture: np.ndarray, tmp_path: Path) -> No
     (tmp_path / "cut.tif").write_bytes(content[:2000] + bytes(len(content) - 4000) + content[-2000:])
     with open_slide(tmp_path / "cut.tif") as slide, pytest.raises(FaultyFile, match="damaged slide: expected segment"):
         slide.read(0, 0, 0, HEIGHT, WIDTH)
+
+
+def test_where_white_is_zero_values_are_turned_round(tmp_path: Path) -> None:
+    grey = np.random.default_rng(1).integers(0, 256, (60, 70)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "grey.tif", 255 - grey, tile=(32, 32), photometric="miniswhite")
+    with open_slide(tmp_path / "grey.tif") as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 60, 70)[..., 1], grey)
+    mask = grey > 200
+    tifffile.imwrite(tmp_path / "mask.tif", ~mask, photometric="miniswhite", rowsperstrip=16)
+    ids = IdRaster(tmp_path / "mask.tif").read(0, 0, 60, 70)
+    np.testing.assert_array_equal(ids > 0, mask)
+    plane, _ = to_plane(decode("mask.tif", (tmp_path / "mask.tif").read_bytes(), "label"))
+    np.testing.assert_array_equal(plane > 0, mask)
+
+
+def test_damage_anywhere_is_told_as_a_fault(picture: np.ndarray, tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    for kind in ("tiles", "lzw", "one strip"):
+        WRITERS[kind](tmp_path / "a.tif", picture[:60, :70])
+        content = (tmp_path / "a.tif").read_bytes()
+        for _ in range(60):
+            damaged = bytearray(content)
+            for at in generator.integers(0, len(content), 4):
+                damaged[at] = generator.integers(256)
+            # Most tags stand in the first or the last few hundred bytes.
+            damaged[int(generator.choice([4, 5, 6, 7, 8, len(content) - int(generator.integers(1, 300))]))] ^= 1
+            (tmp_path / "a.tif").write_bytes(damaged)
+            with suppress(FaultyFile), open_slide(tmp_path / "a.tif") as slide:
+                if slide.levels[0].height * slide.levels[0].width < 1e6:
+                    slide.read(0, 0, 0, slide.levels[0].height, slide.levels[0].width)
+            with suppress(FaultyFile):
+                to_rgb(decode("a.tif", bytes(damaged), "image"))
 
 
 def test_a_png_is_a_small_slide(picture: np.ndarray, tmp_path: Path) -> None:

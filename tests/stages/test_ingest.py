@@ -181,8 +181,8 @@ def test_missing_raw_files_say_what_to_put_where(tmp_path: Path) -> None:
     config = load_config(None, ["dataset=dsb2018"])
     paths = Paths.of(config, tmp_path)
     wanted = (
-        r"data/raw/dsb2018: expected the files of data-science-bowl-2018.*stage1_train\.zip.*"
-        r"make data DATASET=dsb2018` .*FROM=<folder>"
+        r"data/raw/dsb2018: expected the files of data-science-bowl-2018.*make data DATASET=dsb2018`(?s:.*)"
+        r"stage1_train\.zip(?s:.*)FROM=<folder>"
     )
     for attempt in (ingest.prepare, ingest.run):
         with pytest.raises(ValueError, match=wanted):
