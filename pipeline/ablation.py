@@ -275,22 +275,22 @@ def _made_by(ablation: Ablation, name: str, configs: dict[str, list[Config]], ro
 
 def _training(config: Config, seed: int, root: Path) -> dict[str, Any]:
     """Return seed, steps (0 of members) and seconds of a training; of its last go, where it was interrupted."""
+    from pipeline.training import steps_taken
+
     folder = Paths.of(config, root).train
     manifest = read_manifest(folder / "stage.json")
-    steps = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["train"]["steps"]
     return {
         "seed": seed,
-        "steps": 0 if config.train.members else steps,
+        "steps": 0 if config.train.members else steps_taken(folder),
         "seconds": manifest.provenance.get("seconds") if manifest else None,
     }
 
 
 def _scores(config: Config, root: Path) -> Any:
     """Return per_case.csv of a run with case_id as its index."""
-    import pandas as pd
+    from pipeline.metrics.summary import read_per_case
 
-    file = Paths.of(config, root).reports / "per_case.csv"
-    return pd.read_csv(file, dtype={"case_id": str, "group": str, "stratum": str}).set_index("case_id").sort_index()
+    return read_per_case(Paths.of(config, root).reports / "per_case.csv").set_index("case_id").sort_index()
 
 
 def compare_arms(scores: dict[str, list[Any]]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def named_pools(pools: Sequence[str], problems: list[str]) -> Iterator[tuple[str
 
 def _scores(root: Path, run: str, problems: list[str]) -> Any:
     """Return per_case.csv of a run; None, and a problem more, where there is none of masks."""
-    import pandas as pd
+    from pipeline.metrics.summary import read_per_case
 
     file = root / "reports" / run / "per_case.csv"
     if not file.exists():
@@ -81,7 +81,7 @@ def _scores(root: Path, run: str, problems: list[str]) -> Any:
             f"{file}: expected the scores of the run {run}, found nothing; run `make evaluate` for it, or `make cv`"
         )
         return None
-    table = pd.read_csv(file, dtype={"case_id": str, "group": str, "stratum": str})
+    table = read_per_case(file)
     if {"case_id", "truth_objects", "dice"} <= {*table.columns}:
         return table
     problems.append(f"{file}: expected the scores of masks, found the columns {', '.join(table.columns[:8])}, ...")
@@ -91,7 +91,8 @@ def _scores(root: Path, run: str, problems: list[str]) -> Any:
 def differences(first: Any, second: Any, pools: Mapping[str, Sequence[str]], resamples: int = 10_000) -> dict[str, Any]:
     """Compare two per_case tables: all cases, every stratum, and named pools of strata.
 
-    Returns cases, groups, and parts: for each part and score what metrics.summary.summarise_differences gives, with a
+    Returns cases, groups, unpaired (scores of classes that the runs were given in other cases, and so were not
+    compared), and parts: for each part and score what metrics.summary.summarise_differences gives, with a
     verdict of the second run: better or worse (the interval excludes 0), no difference shown, or too few groups for an
     interval. Raises ValueError naming all of it where the cases, their truth, their groups or the kinds of score
     differ, or a pool names a stratum that is not there.
@@ -116,7 +117,15 @@ def differences(first: Any, second: Any, pools: Mapping[str, Sequence[str]], res
     for entries in parts.values():
         for entry in entries.values():
             entry["verdict"] = _verdict(entry)
-    return {"cases": len(first), "groups": parts["all"]["dice"]["groups"], "resamples": resamples, "parts": parts}
+    by_class = {
+        name
+        for table in (first, second)
+        for name in table.columns[table.notna().any()]
+        if name.startswith(("dice_class_", "pq_class_"))
+    }
+    unpaired = sorted(by_class - parts["all"].keys())
+    groups = parts["all"]["dice"]["groups"]
+    return {"cases": len(first), "groups": groups, "resamples": resamples, "unpaired": unpaired, "parts": parts}
 
 
 def _what_keeps_apart(first: Any, second: Any) -> Iterator[str]:
@@ -179,5 +188,10 @@ def as_table(result: Mapping[str, Any]) -> str:
                 f"{entry['difference']:+.3f}{interval} | "
                 f"{entry['better_groups']}, {entry['worse_groups']}, {entry['groups']} | {entry['verdict']} |"
             )
+    if result["unpaired"]:
+        lines += [
+            "",
+            f"Not compared, since the runs find the class in different images: {', '.join(result['unpaired'])}.",
+        ]
     lines += ["", f"Made by `{made['command']}`: stainseg {made['stainseg']}, Python {made['python']}."]
     return "\n".join(lines) + "\n"

@@ -112,13 +112,12 @@ def _seen_by_normaliser(config: Config, paths: Paths, tested: Sequence[Case]) ->
 
 def _scores(config: Config, root: Path) -> Any:
     """Return per_case.csv of a fold's run, with the share of each label that its map contradicts."""
-    import pandas as pd
-
+    from pipeline.metrics.summary import read_per_case
     from pipeline.records.rasters import read_label, read_probabilities
     from pipeline.trained import open_run
 
     paths = Paths.of(config, root)
-    table = pd.read_csv(paths.reports / "per_case.csv", dtype={"case_id": str, "group": str, "stratum": str})
+    table = read_per_case(paths.reports / "per_case.csv")
     channels = open_run(paths.train).outputs.channels
     labels = {case.case_id: paths.ingest / str(case.label) for case in read_cases(paths.cases)}
     table[SHARE] = [

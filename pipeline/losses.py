@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import LossSettings
-from pipeline.targets import CLASS
+from pipeline.targets import CLASS, VECTORS
 
 Kind = Literal["sigmoid", "softmax"]
 
 SMOOTHING = 1.0
 """Pixels added above and below the fraction of Dice and Tversky, so that a class that is nowhere costs little."""
-VECTORS = ("down", "right")
-"""Channels whose target is a quantity in [0, 1] that only objects have."""
 REGRESSED = ("distance", *VECTORS)
 """Channels whose target is a quantity in [0, 1], not a yes or no."""
 

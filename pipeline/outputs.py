@@ -14,7 +14,7 @@ from pipeline.metrics.summary import score_case
 from pipeline.records.case import IGNORED, Case
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label
-from pipeline.targets import CLASS, cell_classes, cell_means, channels_of
+from pipeline.targets import CLASS, VECTORS, cell_classes, cell_means, channels_of
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,12 @@ class Outputs:
             return None
         return self.channels.index("down"), self.channels.index("right")
 
+    @property
+    def of_objects(self) -> list[int]:
+        """The channels that mean something on objects alone: where in it a pixel lies, and its class."""
+        of_class = set(self.class_channels)
+        return [place for place, name in enumerate(self.channels) if name in VECTORS or name in of_class]
+
     def foreground(self, maps: np.ndarray) -> np.ndarray:
         """Return the probability of any foreground, (height, width), of the (channels, height, width) of a mask."""
         return 1.0 - maps[0] if self.activation == "softmax" else maps[0]
@@ -100,9 +106,13 @@ class Outputs:
         return score_case(np.where(truth == IGNORED, IGNORED, truth > 0).astype(np.uint16), mask, "semantic")
 
     @classmethod
-    def of(cls, config: Config, cases: Sequence[Case], paths: Paths) -> Outputs:
+    def of(
+        cls, config: Config, cases: Sequence[Case], paths: Paths, labelled: Sequence[Case] | None = None
+    ) -> Outputs:  # fmt: skip
         """Decide the channels from the settings and the labels there are.
 
+        cases: those that are learned from; labelled: those whose class rasters say how many classes there are, by
+        default the same.
         Raises ValueError where the target does not fit the labels, or an image would not come out as it went in.
         """
         if config.train.task in IMAGE_TASKS:
@@ -123,7 +133,8 @@ class Outputs:
                 "train.task=reconstruction or translation for images, classification for classes"
             )
         if kinds == {"semantic"} and target in ("auto", "classes"):
-            labels = (read_label(paths.ingest / case.label) for case in cases if case.label)
+            counted = cases if labelled is None else labelled
+            labels = (read_label(paths.ingest / case.label) for case in counted if case.label)
             classes = max(int(label[label != IGNORED].max(initial=0)) for label in labels)
         if target == "auto":
             target = "offsets" if kinds == {"instance"} else "classes" if classes > 1 else "binary"

@@ -329,12 +329,12 @@ def _scored(
 
 def _ours(config: Config, paths: Paths) -> Outcome:
     """Return the scores of the run of ours as stage evaluate wrote them, and what its stages say of their time."""
-    import pandas as pd
+    from pipeline.metrics.summary import read_per_case
 
     file = paths.reports / "per_case.csv"
     if not file.is_file():
         return Outcome(f"stainseg ({config.run})", f"{NOT_RUN}: make evaluate")
-    scores = pd.read_csv(file, dtype={"case_id": str, "group": str, "stratum": str})
+    scores = read_per_case(file)
     trained, predicted = (read_manifest(folder / "stage.json") for folder in (paths.train, paths.predict))
     facts: dict[str, Any] = {}
     if trained is not None:

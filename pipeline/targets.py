@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from skimage import measure
 
 from pipeline.records.case import IGNORED
 
@@ -21,6 +22,8 @@ SIGMOID_CHANNELS: dict[str, tuple[str, ...]] = {
 }
 """Output channels of each target whose channels are independent; those of target classes exclude each other."""
 
+VECTORS = ("down", "right")
+"""Channels that say where in its object a pixel lies, and nothing of the background."""
 CLASS = "class "
 """Beginning of the name of a channel that stands for a class."""
 RIM = 2.0
@@ -52,7 +55,7 @@ def make_target(label: np.ndarray, target: str, classes: int = 1) -> tuple[np.nd
     foreground; boundary, an object's outermost pixels (RIM), on both sides where two touch; distance to the object's
     edge, divided by the object's largest; down and right, how far below and right of the object's centre of mass,
     divided by its largest on that side (the horizontal and vertical maps of HoVer-Net, Graham 2019); of those two -1 to
-    1 stands as 0 to 1.
+    1 stands as 0 to 1. Each connected piece of an object is taken for itself.
     valid: (H, W) bool, False where ignored; there the target is 0.
     Raises ValueError for class ids above classes.
     """
@@ -69,7 +72,8 @@ def make_target(label: np.ndarray, target: str, classes: int = 1) -> tuple[np.nd
     names = channels_of(target)
     planes = np.zeros((len(names), *label.shape), np.float32)
     planes[0] = foreground
-    ids = label[foreground].astype(np.intp)
+    # What shows in pieces, cut by the edge of a crop or mirrored beyond the image's, is seen as so many objects.
+    ids = measure.label(np.where(valid, label, 0), background=0, connectivity=2)[foreground].astype(np.intp)
     if "down" in names:
         planes[1:, foreground] = (1 + _offsets(foreground, ids)) / 2
     if "boundary" in names:

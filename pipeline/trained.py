@@ -137,6 +137,11 @@ class TrainedRun:
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
     @property
+    def learned_from(self) -> set[str]:
+        """Ids of the cases that the weights of the run, or of its members, were trained on."""
+        return {*self.chosen()["trained_on"]}.union(*(member.learned_from for member in self.members))
+
+    @property
     def seen(self) -> Seen:
         """What took part in training or choosing, here or in a run that this one stands on."""
         record = self.chosen()

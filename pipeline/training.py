@@ -32,7 +32,8 @@ from pipeline.whole_batch import share_statistics
 LAST, HISTORY = "last.pt", "history.csv"
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written at each validation and at least this often; how often never changes a result."""
-CALIBRATION_STEPS = 12
+PREFETCHED = 4
+"""Batches that a worker process makes ahead."""
 
 
 class Task(Protocol):
@@ -222,9 +223,9 @@ class Loop:
         losses = {name: float(total) / self.loss_steps for name, total in self.loss_sums.items()}
         if not all(map(math.isfinite, losses.values())):
             found = ", ".join(f"{name} {loss}" for name, loss in losses.items())
+            kept = f"The last good weights are in {self.folder / LAST}. " if (self.folder / LAST).exists() else ""
             raise TrainingFailed(
-                f"step {self.step}: expected a loss, found {found}. The last good weights are in "
-                f"{self.folder / LAST}. "
+                f"step {self.step}: expected a loss, found {found}. {kept}"
                 f"Lower train.learning_rate (now {self.settings.learning_rate:g}), lengthen train.warm_up, "
                 f"or take compute.precision=fp32 (now {self.config.compute.precision})"
             )
@@ -358,7 +359,7 @@ class Loop:
         ]
         loader: DataLoader[dict[str, torch.Tensor]] = DataLoader(
             self.crops, batch_sampler=plan, num_workers=workers, pin_memory=self.config.compute.device == "cuda",
-            multiprocessing_context="spawn" if workers else None, prefetch_factor=4 if workers else None,
+            multiprocessing_context="spawn" if workers else None, prefetch_factor=PREFETCHED if workers else None,
         )  # fmt: skip
         return iter(cast(DataLoader[Any], self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)))
 
@@ -419,16 +420,17 @@ def schedule(step: int, settings: TrainSettings) -> float:
 def calibrate(fabric: Fabric, task: Task, config: Config, activation: str) -> int:
     """Measure a step and a validation of a task that is thrown away, and return the steps that fit the time budget.
 
-    The first steps, which allocate and choose kernels, are not counted.
+    The first steps, which allocate and choose kernels, and take what workers had made ahead, are not counted.
     """
     assert config.train.minutes is not None
+    uncounted, counted = calibration_steps(config.compute.workers)
     trial = config.model_copy(
-        update={"train": config.train.model_copy(update={"steps": CALIBRATION_STEPS, "track": ()})}
+        update={"train": config.train.model_copy(update={"steps": uncounted + counted, "track": ()})}
     )
     loop = Loop(fabric, task, trial, activation, Path())
     samples = loop.batches()
     times = []
-    for _ in range(CALIBRATION_STEPS):
+    for _ in range(uncounted + counted):
         started = time.perf_counter()
         loop.advance(next(samples))
         for total in loop.loss_sums.values():
@@ -438,7 +440,7 @@ def calibrate(fabric: Fabric, task: Task, config: Config, activation: str) -> in
     loop.averaged.module.eval()
     task.validate(loop.predictor)
     validation = (time.perf_counter() - started) * config.train.validations
-    step = sorted(times[4:])[len(times[4:]) // 2]
+    step = steady_step(times[uncounted:], config.compute.workers)
     budget = config.train.minutes * 60
     steps = int((budget - validation) / step)
     if steps < 1:
@@ -449,6 +451,25 @@ def calibrate(fabric: Fabric, task: Task, config: Config, activation: str) -> in
         )
     print(f"train     a step takes {step:.2f} s here: {steps} steps fill {config.train.minutes:g} minutes")
     return steps
+
+
+def steps_taken(folder: Path) -> int:
+    """Return the step of a run's last validation, at which it ended: as planned, or for want of a gain before."""
+    with (folder / HISTORY).open(encoding="utf-8", newline="") as stream:
+        return int(list(csv.DictReader(stream))[-1]["step"])
+
+
+def calibration_steps(workers: int) -> tuple[int, int]:
+    """Return how many steps go by before, and how many in, the measurement; the latter in whole rounds of workers."""
+    round_of = max(workers, 1)
+    return max(4, PREFETCHED * workers), round_of * math.ceil(8 / round_of)
+
+
+def steady_step(times: Sequence[float], workers: int) -> float:
+    """Return the seconds of a step: the median over rounds, since each worker's wait falls on one step of its round."""
+    round_of = max(workers, 1)
+    means = sorted(sum(times[at : at + round_of]) / round_of for at in range(0, len(times), round_of))
+    return means[len(means) // 2]
 
 
 def save_checkpoint(file: Path, state: dict[str, Any]) -> None:

@@ -280,7 +280,7 @@ def _training(trained: TrainedRun, config: Config, home: Paths, strata: Sequence
 
     Raises ValueError where their images are not here, or what is named is none of theirs.
     """
-    learned_from, named = {*trained.chosen()["trained_on"]}, config.normalise.reference
+    learned_from, named = trained.learned_from, config.normalise.reference
     known = read_cases(home.cases) if home.cases.exists() else []
     training = [case for case in known if case.case_id in learned_from and (home.ingest / case.image).exists()]
     if not training:

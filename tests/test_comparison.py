@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.comparison import SHOWN, compare, differences
-from pipeline.metrics.summary import per_case_table
+from pipeline.metrics.summary import per_case_table, read_per_case
 
 
 def table(shift: float = 0.0, groups: int = 12, found: int = 5) -> pd.DataFrame:
@@ -50,6 +50,21 @@ def test_a_known_difference_is_found_with_its_sign() -> None:
     assert parts["both"] == parts["all"]
     assert parts["dark"]["ap"]["verdict"] == "too few groups" and parts["dark"]["ap"]["cases"] == 24
     assert differences(table(0.05), table(), {})["parts"]["all"]["ap"]["verdict"] == "worse"
+
+
+def test_names_that_pandas_takes_for_missing_are_names(tmp_path: Path) -> None:
+    scores = table().assign(group=lambda rows: rows["group"].replace({"g0": "NA", "g1": "None"}))
+    write(tmp_path, "a", scores)
+    read = read_per_case(tmp_path / "reports" / "a" / "per_case.csv")
+    assert {*read["group"]} == {*scores["group"]} and read["dice"].dtype == np.float64
+    assert differences(read, read, {})["groups"] == 12
+
+
+def test_scores_of_classes_in_different_images_are_named_and_not_compared() -> None:
+    first, second = (table().assign(pq_class_1=0.5, pq_class_2=0.5) for _ in range(2))
+    second.loc[3, "pq_class_2"] = None
+    found = differences(first, second, {})
+    assert found["unpaired"] == ["pq_class_2"] and "pq_class_1" in found["parts"]["all"]
 
 
 def test_the_interval_is_that_of_groups_which_differ() -> None:

@@ -15,6 +15,7 @@ from pipeline.hidden_test import submit_hidden_test
 from pipeline.records.paths import Paths
 from pipeline.records.submission import read_rows
 from pipeline.runner import run as run_stage
+from pipeline.trained import open_run
 
 SAMPLE = "stage1_sample_submission.csv"
 
@@ -83,9 +84,21 @@ def test_a_run_brings_its_stain_and_its_members_along(here: Path, tmp_path: Path
         run_stage("train", *resolved([*settings, *more, f"run={run}"]), with_needs=True)
     config, paths = resolved(["normalise.method=macenko", "train={members: [one, two]}", "run=both"])
     run_stage("submit", config, paths, with_needs=True)
+    one, two, both = (open_run(here / "data/train" / run) for run in ("one", "two", "both"))
+    assert both.learned_from == one.learned_from | two.learned_from and both.learned_from
     shutil.rmtree(here / "data/normalise")
     submit_hidden_test("both", here / "data/raw/sample", tmp_path / "submission.csv")
     assert (tmp_path / "submission.csv").read_bytes() == (here / "reports/both/submission.csv").read_bytes()
+
+
+def test_members_of_another_stain_are_refused(here: Path) -> None:
+    settings = ["normalise.method=reinhard", "train.steps=4", "train.validations=1"]
+    fold = ["split.folds=3", "split.fold=0", "split.name=fold-0"]
+    run_stage("train", *resolved([*settings, *fold, "run=one"]), with_needs=True)
+    run_stage("train", *resolved([*fold, settings[0], "train={members: [one]}", "run=same"]), with_needs=True)
+    both = resolved([settings[0], "train={members: [one]}", "run=other"])
+    with pytest.raises(ValueError, match=r"one was trained on images of another stain than .*reinhard.* has"):
+        run_stage("train", *both, with_needs=True)
 
 
 def resolved(settings: list[str]) -> tuple:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.config import Config, load_config
 from pipeline.outputs import IMAGE_TASKS, Outputs
 from pipeline.records.case import Case
 from pipeline.records.paths import Paths
+from pipeline.records.rasters import write_png
 
 
 def settings(task: str, *overrides: str) -> Config:
@@ -57,3 +59,13 @@ def test_objects_of_several_classes_have_a_channel_each(tmp_path: Path) -> None:
     assert Outputs("classes", ("background", "class 1"), "softmax", "semantic").object_classes == ()
     with pytest.raises(ValueError, match=r"all tell the classes of their objects, found 1 that do not \(b\)"):
         Outputs.of(config, [objects("a", ["dead"]), objects("b", None)], paths)
+
+
+def test_class_rasters_of_all_cases_say_how_many_classes_there_are(tmp_path: Path) -> None:
+    config = settings("segmentation")
+    paths = Paths.of(config, tmp_path)
+    cases = [replace(case("semantic"), case_id=name, label=f"labels/{name}.png") for name in ("a", "b")]
+    for number, one in enumerate(cases, start=2):
+        write_png(paths.ingest / str(one.label), np.full((8, 8), number, np.uint16))
+    assert Outputs.of(config, cases[:1], paths).channels == ("background", "class 1", "class 2")
+    assert Outputs.of(config, cases[:1], paths, cases).channels == ("background", "class 1", "class 2", "class 3")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from skimage import measure
 
 from pipeline.records.case import IGNORED
 from pipeline.targets import (
@@ -88,7 +89,8 @@ def test_distance_of_touching_squares() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_distance_is_that_of_each_object_alone(seed: int) -> None:
-    label = discs(seed)
+    # A disc that another one cut in two is two objects.
+    label = measure.label(discs(seed), background=0, connectivity=2).astype(np.uint16)
     (_, _, distance), _ = make_target(label, "boundary_distance")
     for identity in np.unique(label[label > 0]):
         alone = label == identity
@@ -105,6 +107,17 @@ def test_offsets_run_from_one_side_of_an_object_to_the_other() -> None:
     across = (np.arange(9) - 4) / 4
     np.testing.assert_allclose(2 * right[7, 3:21] - 1, [*across, *across], atol=1e-6)
     np.testing.assert_allclose(2 * down[3:12, 7] - 1, across, atol=1e-6)
+
+
+def test_each_piece_of_an_object_has_offsets_of_its_own() -> None:
+    # A crop that shows more than the image mirrors what lies near the edge, under the same id.
+    label = np.zeros((21, 40), np.uint16)
+    label[6:15, 3:12] = label[6:15, 25:34] = 7
+    (_, down, right), _ = make_target(label, "offsets")
+    across = (np.arange(9) - 4) / 4
+    for left in (3, 25):
+        np.testing.assert_allclose(2 * right[10, left : left + 9] - 1, across, atol=1e-6)
+    np.testing.assert_allclose(2 * down[6:15, 30] - 1, across, atol=1e-6)
 
 
 def test_an_object_that_fills_the_raster() -> None:

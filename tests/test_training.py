@@ -15,7 +15,15 @@ from torch import nn
 
 from pipeline.config import Config, load_config
 from pipeline.tasks.players import Player
-from pipeline.training import MovingAverage, TrainingFailed, fit, schedule
+from pipeline.training import (
+    MovingAverage,
+    TrainingFailed,
+    calibration_steps,
+    fit,
+    schedule,
+    steady_step,
+    steps_taken,
+)
 
 SETTINGS = ("compute.device=cpu", "compute.precision=fp32", "compute.threads=1", "train.steps=24", "train.batch=4",
             "train.validations=4", "train.learning_rate=0.01")  # fmt: skip
@@ -150,7 +158,8 @@ def test_training_stops_early_when_validation_does_not_gain(tmp_path: Path) -> N
         "train.validations=8",
     )
     with (folder / "history.csv").open() as stream:
-        assert len(list(csv.DictReader(stream))) < 8
+        rows = list(csv.DictReader(stream))
+    assert len(rows) < 8 and steps_taken(folder) == int(rows[-1]["step"]) < 40
 
 
 def test_a_loss_that_is_no_number_says_what_to_change_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
@@ -233,3 +242,13 @@ def test_the_schedule_rises_then_falls_to_nothing() -> None:
     assert values[55] == pytest.approx(0.5)
     assert values[99] < 0.001
     assert all(later < earlier for earlier, later in itertools.pairwise(values[10:]))
+
+
+def test_a_steady_step_is_the_mean_over_a_round_of_workers() -> None:
+    assert steady_step([1.0, 9.0, 1.0, 1.0], 0) == 1.0
+    for workers in (2, 4, 16):
+        uncounted, counted = calibration_steps(workers)
+        assert uncounted >= 4 * workers and counted >= 8 and counted % workers == 0
+        # Every worker's batch comes at once, and is waited for once a round.
+        times = [2.0 if step % workers == 0 else 0.0 for step in range(counted)]
+        assert steady_step(times, workers) == pytest.approx(2.0 / workers)

@@ -12,6 +12,8 @@ from pipeline.metrics import instance, pixel
 from pipeline.records.case import IGNORED, LabelKind
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pandas import DataFrame
 
 SCHEMA_VERSION = 1
@@ -228,6 +230,17 @@ def per_case_table(rows: Iterable[Mapping[str, Any]]) -> DataFrame:
         whole = name in _COUNTS or name.startswith(("tp_class_", "fp_class_", "fn_class_"))
         table[name] = table[name].astype("Int64" if whole else "float64")
     return table.reset_index(drop=True)
+
+
+def read_per_case(file: Path) -> DataFrame:
+    """Read per_case.csv again: names as they were written, what is empty as missing, all else as numbers.
+
+    A patient of the name NA, or None, is one, as ingest has it.
+    """
+    import pandas as pd
+
+    names = dict.fromkeys(IDENTITY_COLUMNS, str)
+    return pd.read_csv(file, dtype=names, keep_default_na=False, na_values=[""])
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ def run(config: Config, paths: Paths) -> list[str]:
     dropped: list[str] = []
     compared = config.split.groups == "pixels" or len(cases) <= MAXIMUM_IMAGES
     joins = find_joins(files, load, dropped.append) if compared else []
+    if not compared and config.split.groups == "auto":
+        joins = find_identical(files, load)
     groups = group_cases(cases, joins, config.split.groups)
     if config.split.published:
         groups = within_published(cases, groups, config.split)
@@ -101,11 +103,25 @@ def group_cases(cases: Sequence[Case], joins: Iterable[Join], groups: str) -> di
 
 
 def within_published(cases: Sequence[Case], groups: dict[str, str], settings: SplitSettings) -> dict[str, str]:
-    """Divide groups that split.published puts into several parts, so that each lies in one; joins are still told."""
+    """Divide groups that split.published puts into several parts, so that each lies in one; joins are still told.
+
+    Raises ValueError for groups that were given, patients say, and lie in several: scores would be refused later.
+    """
     becomes = {case.case_id: settings.published.get(case.part or "", "train") for case in cases}
     parts_of: dict[str, set[str]] = defaultdict(set)
     for case_id, group in groups.items():
         parts_of[group].add(becomes[case_id])
+    given_in: dict[str, set[str]] = defaultdict(set)
+    for case in cases if settings.groups in ("auto", "given") else ():
+        if case.group is not None:
+            given_in[case.group].add(becomes[case.case_id])
+    if straddling := sorted(group for group, parts in given_in.items() if len(parts) > 1):
+        first = straddling[0]
+        raise ValueError(
+            f"split.published: expected each given group in one part, found {len(straddling)} in several, {first} in "
+            f"{', '.join(sorted(given_in[first]))} among them; leave split.published out, or look past the groups that "
+            "were given with split.groups=pixels"
+        )
     return {
         case_id: f"{group} ({becomes[case_id]})" if len(parts_of[group]) > 1 else group
         for case_id, group in groups.items()
@@ -392,8 +408,9 @@ def _lines(proof: dict[str, Any], paths: Paths) -> list[str]:
         held_out, fold = proof[HELD_OUT]["cases"], proof["settings"]["fold"]
         lines.append(f"fold {fold} is tested on; the test part itself, {held_out} cases, is held out of everything")
     if leak["test_cases"]:
+        least = "" if proof["joins"]["compared_pixels"] else "at least "
         lines.append(
-            f"an ungrouped split would have put {leak['leaked']:.0f} of {leak['test_cases']} test images beside "
+            f"an ungrouped split would have put {least}{leak['leaked']:.0f} of {leak['test_cases']} test images beside "
             "an image of the same group"
         )
     lines.append(
@@ -402,8 +419,8 @@ def _lines(proof: dict[str, Any], paths: Paths) -> list[str]:
     )
     if not proof["joins"]["compared_pixels"]:
         lines.append(
-            f"the pixels of more than {MAXIMUM_IMAGES} images were not compared: given groups are trusted, and what "
-            "has none stands alone"
+            f"the pixels of more than {MAXIMUM_IMAGES} images were compared for exact copies alone: given groups are "
+            "trusted, and what has none, and no copy, stands alone"
         )
     if unlabelled["in_a_labelled_group"]:
         lines.append(

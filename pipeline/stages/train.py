@@ -2,7 +2,6 @@
 
 With train.members nothing is fitted: their maps are averaged, and the thresholds tuned on what a member never learned.
 
-
 Reads:  data/ingest/<dataset>/ (images, labels), data/split/<dataset>/<name>/split.csv,
         data/normalise/<dataset>/<method>/ instead of the ingested images where normalise.method is set
 Writes: data/train/<run>/: config.yaml (every automatic choice frozen), model.json, last.pt, best.pt, history.csv,
@@ -12,14 +11,14 @@ Writes: data/train/<run>/: config.yaml (every automatic choice frozen), model.js
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config, dump_config
 from pipeline.records.case import Case, read_cases
-from pipeline.records.files import write_bytes, write_json, write_text
+from pipeline.records.files import file_hash, write_bytes, write_json, write_text
 from pipeline.records.paths import Paths
 from pipeline.records.seen import RECORD, Seen
 from pipeline.records.split import read_parts
@@ -44,11 +43,9 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
 def run(config: Config, paths: Paths) -> list[str]:
     """Train and tune; carries on from the last checkpoint where there is one."""
     from pipeline import device
-    from pipeline.outputs import Outputs
-    from pipeline.pairs import learnable
     from pipeline.stains import normaliser_files
     from pipeline.trained import MODEL
-    from pipeline.training import fit
+    from pipeline.training import fit, steps_taken
 
     if config.train.seed is not None:
         config = config.model_copy(update={"seed": config.train.seed})
@@ -61,19 +58,16 @@ def run(config: Config, paths: Paths) -> list[str]:
     inherited = _inherited(config, paths, parts["test"])
     if config.train.members:
         return _gather(config, paths, parts, inherited)
-    outputs = Outputs.of(config, parts["train"] + parts["validation"], paths)
+    outputs, build = _prepared(config, paths, parts)
     if outputs.is_class:
         _refuse_missing_classes(outputs, parts, paths)
     write_json(paths.train / MODEL, outputs.as_dict())
-    if outputs.is_image:
-        parts["train"], parts["validation"] = (learnable(parts[part], config) for part in ("train", "validation"))
     for file in normaliser_files(paths.normalise) if config.normalise.method != "none" else ():
         write_bytes(paths.train / file.name, file.read_bytes())
     print(f"train     {len(parts['train'])} training and {len(parts['validation'])} validation images, "
           f"channels {', '.join(outputs.channels)}; {device.describe(device.freeze(config.compute))}")  # fmt: skip
-    build = partial(_build, paths=paths, outputs=outputs, training=parts["train"], validation=parts["validation"])
-    frozen = fit(build, config, outputs.activation, paths.train)
-    done = f"{frozen.train.steps} steps on {len(parts['train'])} images; weights and history in {paths.train}"
+    fit(build, config, outputs.activation, paths.train)
+    done = f"{steps_taken(paths.train):,} steps on {len(parts['train'])} images; weights and history in {paths.train}"
     if outputs.is_image or outputs.is_class:
         _write_chosen(paths, parts, {}, None, inherited)
         return [done]
@@ -88,18 +82,29 @@ def run(config: Config, paths: Paths) -> list[str]:
 
 def join(config: Config, paths: Paths) -> None:
     """Train beside the process that runs the stage, and leave all writing and choosing to it."""
-    from pipeline.outputs import Outputs
-    from pipeline.pairs import learnable
     from pipeline.training import fit
 
     if config.train.seed is not None:
         config = config.model_copy(update={"seed": config.train.seed})
-    parts = read_parts(paths)
-    outputs = Outputs.of(config, parts["train"] + parts["validation"], paths)
+    outputs, build = _prepared(config, paths, read_parts(paths))
+    fit(build, config, outputs.activation, paths.train)
+
+
+def _prepared(config: Config, paths: Paths, parts: dict[str, list[Case]]) -> tuple[Outputs, Callable[[Config], Task]]:
+    """Return what is learned, and what builds its task; of runs that make images parts keep what can be learned from.
+
+    The same in every process that trains.
+    """
+    from pipeline.outputs import Outputs
+    from pipeline.pairs import learnable
+
+    # Of class rasters all are counted: a fold without the last class is to fit those with it.
+    labelled = [case for case in read_cases(paths.cases) if case.label]
+    outputs = Outputs.of(config, parts["train"] + parts["validation"], paths, labelled)
     if outputs.is_image:
         parts["train"], parts["validation"] = (learnable(parts[part], config) for part in ("train", "validation"))
     build = partial(_build, paths=paths, outputs=outputs, training=parts["train"], validation=parts["validation"])
-    fit(build, config, outputs.activation, paths.train)
+    return outputs, build
 
 
 def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherited: Seen) -> list[str]:
@@ -120,6 +125,7 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
     from pipeline.trained import FROZEN, MODEL, open_run
 
     members = [open_run(paths.run_folder(name)) for name in config.train.members]
+    normalised = config.normalise.method != "none"
     problems = [
         f"{member.folder} has {what} {found}, {members[0].folder} {expected}"
         for member in members
@@ -132,9 +138,16 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
     ]
     if members[0].outputs.is_image or members[0].outputs.is_class:
         problems.append(f"{members[0].folder} makes no masks")
+    stain = {file.name: file_hash(file) for file in normaliser_files(paths.normalise)} if normalised else {}
+    problems += [
+        f"{member.folder} was trained on images of another stain than {paths.normalise} has: each split finds a "
+        "reference of its own, unless normalise.reference names one for all"
+        for member in members
+        if normalised and {file.name: file_hash(file) for file in normaliser_files(member.folder)} != stain
+    ]
     if problems:
         raise ValueError("train.members: expected segmenters that fit together, found:\n  " + "\n  ".join(problems))
-    trained_on = [set(member.chosen()["trained_on"]) for member in members]
+    trained_on = [member.learned_from for member in members]
     cases = [
         case for case in parts["train"] + parts["validation"] if any(case.case_id not in seen for seen in trained_on)
     ]
@@ -145,7 +158,7 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
         )
     frozen = config.model_copy(update={"compute": device.freeze(config.compute)})
     write_json(paths.train / MODEL, members[0].outputs.as_dict())
-    for file in normaliser_files(paths.normalise) if config.normalise.method != "none" else ():
+    for file in normaliser_files(paths.normalise) if normalised else ():
         write_bytes(paths.train / file.name, file.read_bytes())
     write_text(paths.train / FROZEN, dump_config(frozen))
     everything = read_cases(paths.cases)

@@ -41,6 +41,7 @@ class LabelledCrops(Crops):
         self.augmentation = Augmentation(config.augment)
         self.prepare = INTENSITIES[config.train.intensity]
         self.outputs = outputs
+        self.of_objects = outputs.of_objects if network.stride > 1 else []
         self.boundary_weight = config.train.loss.boundary_weight
         side = config.augment.crop
         self.place = network.margin, network.stride, network.output_size(side, side)
@@ -57,6 +58,9 @@ class LabelledCrops(Crops):
         if names := self.outputs.object_classes:
             planes = np.concatenate([planes, class_planes(label, case.classes or (), names)])
         target, valid = fit_target(planes, pixels, *self.place)
+        if self.of_objects:
+            # Where the network's pixels are blocks, what objects alone have is the mean over their share of each.
+            target[self.of_objects] /= np.maximum(target[0], np.float32(1e-6))
         sample = {"image": image, "target": target, "valid": valid}
         if self.boundary_weight:
             sample["weight"] = fit_target(border_weights(label)[np.newaxis], pixels, *self.place)[0][0]

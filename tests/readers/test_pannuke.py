@@ -208,9 +208,19 @@ def test_more_images_than_are_compared_are_divided_and_it_is_said(
     monkeypatch.setattr(split, "MAXIMUM_IMAGES", 20)
     config, paths = settings_of(tmp_path, "split.published={}")
     lines = split.run(config, paths)
-    assert any("images were not compared: given groups are trusted, and what has none" in line for line in lines)
+    assert any("compared for exact copies alone: given groups are trusted, and what has none" in line for line in lines)
     assert json.loads(paths.proof.read_text())["joins"]["compared_pixels"] is False
     assert len(read_parts(paths)["test"]) >= 2
+
+
+def test_given_groups_across_published_parts_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    pannuke(tmp_path / "data" / "raw" / "pannuke")
+    config, paths = settings_of(tmp_path, "ingest.group_pattern='_000([0-9])$'")
+    ingest.run(config, paths)
+    for groups in ("auto", "given"):
+        config, paths = settings_of(tmp_path, f"split.groups={groups}")
+        with pytest.raises(ValueError, match=r"expected each given group in one part, found \d+ in several, 0 in test"):
+            split.run(config, paths)
 
 
 def test_groups_across_published_parts_are_told_and_divided(tmp_path: Path) -> None:

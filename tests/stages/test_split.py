@@ -243,6 +243,17 @@ def test_the_stage_writes_a_split_its_evidence_and_its_proof(ingested: Paths) ->
     assert [(ingested.split / name).read_bytes() for name in names] == before
 
 
+def test_copies_stay_together_though_there_are_too_many_images_to_compare(
+    ingested: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split, "MAXIMUM_IMAGES", 20)
+    lines = split.run(Config(dataset="made"), ingested)
+    proof = json.loads(ingested.proof.read_text(encoding="utf-8"))
+    assert proof["joins"]["found"] == {"duplicate": 1} and proof["identical_images_across_parts"] == []
+    assert any("compared for exact copies alone" in line for line in lines)
+    assert any("would have put at least" in line for line in lines)
+
+
 def test_a_split_that_leaks_says_so(ingested: Paths) -> None:
     config = Config(dataset="made", split=SplitSettings(groups="none"))
     lines = split.run(config, ingested)

@@ -49,7 +49,7 @@ def test_crops_are_drawn_anew_where_nothing_is_known() -> None:
     augmentation = Augmentation(settings)
     crops = SimpleNamespace(
         augmentation=augmentation, outputs=Outputs("binary", ("foreground",), "sigmoid", "coarse", cell=50),
-        boundary_weight=0.0, place=(0, 1, (64, 64)),
+        boundary_weight=0.0, place=(0, 1, (64, 64)), of_objects=[],
     )  # fmt: skip
     crops._crop = lambda *given: LabelledCrops._crop(crops, *given)
     case = Case("a", "few", "a.png", "a.png", "coarse", None, None, 600, 600, None, "raw", cell=50)
@@ -65,3 +65,20 @@ def test_crops_are_drawn_anew_where_nothing_is_known() -> None:
     assert redrawn
     # An image of which nothing is known still gives a crop, from which the loss learns nothing.
     assert not LabelledCrops.cut(crops, case, image, np.full_like(label, IGNORED), 0)["valid"].any()
+
+
+def test_where_pixels_are_blocks_offsets_are_means_over_objects_alone() -> None:
+    label = np.zeros((64, 64), np.uint16)
+    label[13:50, 13:50] = 1
+    outputs = Outputs("offsets", ("foreground", "down", "right"), "sigmoid", "instance")
+    assert outputs.of_objects == [1, 2]
+    crops = SimpleNamespace(
+        augmentation=lambda image, label, seed: (image, label), outputs=outputs, boundary_weight=0.0,
+        place=(0, 4, (16, 16)), of_objects=outputs.of_objects,
+    )  # fmt: skip
+    case = Case("a", "few", "a.png", "a.png", "instance", None, None, 64, 64, None, "raw")
+    target = LabelledCrops.cut(crops, case, np.zeros((64, 64, 3), np.uint8), label, 0)["target"]
+    # Blocks 3 to 12 hold the pixels 13 to 49, whose offsets rise from -1 to 1: the first three of them, the last two.
+    places = (1 + (np.arange(13, 50) - 31) / 18) / 2
+    means = [places[max(4 * block - 13, 0) : 4 * block - 9].mean() for block in range(3, 13)]
+    np.testing.assert_allclose(target[2, 8, 3:13], means, atol=1e-6)
