@@ -17,7 +17,6 @@ from pipeline.records.findings import Finding, read_findings
 from pipeline.records.manifest import Manifest, read_manifest
 from pipeline.records.paths import Paths
 
-"""What makes the map of codes."""
 WORDS = ("case_id", "group", "stratum", "method", "status", "class", "predicted")
 """Columns of per_case.csv that hold words; all others hold numbers, or nothing."""
 
