@@ -12,8 +12,6 @@ from tqdm import tqdm
 from pipeline.config import Config
 from pipeline.records.files import written_aside
 from pipeline.records.paths import Paths
-from pipeline.runner import differences_from_settings, needed_for
-from pipeline.stages import BY_NAME
 
 CREDENTIALS = (
     "Kaggle's credentials are missing or were refused. Make a token on kaggle.com (Settings, API) and put it into "
@@ -144,7 +142,7 @@ def competition_of(config: Config) -> str | None:
 def hand_in(config: Config, paths: Paths) -> None:
     """Hand reports/<run>/submission.csv in with Kaggle's client.
 
-    Raises ValueError where there is no submission, or one of other settings, no competition, or Kaggle refuses.
+    Raises ValueError where there is no submission, no competition, or Kaggle refuses.
     """
     file = paths.reports / "submission.csv"
     if not file.exists():
@@ -154,15 +152,6 @@ def hand_in(config: Config, paths: Paths) -> None:
         raise ValueError(
             f"{config.dataset} is no competition of Kaggle's that is known here; name it with submit.competition=<name>"
         )
-    stale = {
-        stage.name: differences_from_settings(stage.name, config, paths)
-        for stage in (*needed_for("submit"), BY_NAME["submit"])
-    }
-    if told := [f"{name}: {'; '.join(differences)}" for name, differences in stale.items() if differences]:
-        raise ValueError(
-            f"{file}: expected the submission of these settings, found another or none:\n  " + "\n  ".join(told)
-            + "\nRun `make submission` with the same settings first"
-        )  # fmt: skip
     try:
         # The client reads its credentials when it is imported, and leaves the process where there are none.
         from kaggle import api

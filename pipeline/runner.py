@@ -140,6 +140,17 @@ def differences_from_settings(name: str, config: Config, paths: Paths) -> list[s
     return [found for found in differences if not (found.startswith("inputs.") and found.endswith(f" -> {_ABSENT}"))]
 
 
+def refuse_other_settings(name: str, config: Config, paths: Paths) -> None:
+    """Raise StageNotReady unless a stage's result, and all that it stands on, are finished and of these settings."""
+    stages = [*needed_for(name), BY_NAME[name]]
+    stale = {stage.name: differences_from_settings(stage.name, config, paths) for stage in stages}
+    if told := [f"{stage}: {'; '.join(differences)}" for stage, differences in stale.items() if differences]:
+        raise StageNotReady(
+            f"{BY_NAME[name].folder(paths)}: expected what stage {name} makes by these settings, found another result "
+            "or none:\n  " + "\n  ".join(told) + f"\nRun it first: `python -m pipeline {name} --with-needs`"
+        )
+
+
 def _require(stage: Stage, config: Config, paths: Paths) -> None:
     _, _, differences = _state(stage, config, paths)
     if differences:

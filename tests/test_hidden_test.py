@@ -125,22 +125,21 @@ def test_ids_without_an_image_are_named_with_the_folder_as_it_is_called(
     assert not (tmp_path / "submission.csv").exists()
 
 
-def test_only_the_submission_of_these_settings_is_handed_in(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.kaggle import hand_in
-
+def test_only_the_submission_of_these_settings_is_handed_in(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     handed: list[tuple[str, ...]] = []
     client = types.ModuleType("kaggle")
     client.api = types.SimpleNamespace(competition_submit=lambda *given: handed.append(given))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "kaggle", client)
-    config = load_config(here / "tiny.yaml")
-    with pytest.raises(ValueError, match=r"expected the submission of these settings.*\n  split: settings\.seed"):
-        hand_in(config.model_copy(update={"seed": 7}), Paths.of(config, here))
-    hand_in(config, Paths.of(config, here))
-    file = here / "reports" / "tiny" / "submission.csv"
-    assert handed == [(str(file), "stainseg", "sample-competition")]
-    file.write_text("ImageId,EncodedPixels\n")
-    with pytest.raises(ValueError, match=r"submit: 1 of its files are gone or changed"):
-        hand_in(config, Paths.of(config, here))
+    command = ["kaggle-submit", "-c", "tiny.yaml"]
+    assert main([*command, "seed=7"]) == 2 and not handed
+    told = capsys.readouterr().err
+    assert "expected what stage submit makes by these settings" in told and "\n  split: settings.seed" in told
+    assert main(command) == 0
+    assert handed == [("reports/tiny/submission.csv", "stainseg", "sample-competition")]
+    (here / "reports" / "tiny" / "submission.csv").write_text("ImageId,EncodedPixels\n")
+    assert main(command) == 2 and "submit: 1 of its files are gone or changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,11 @@ def _fetch(options: argparse.Namespace) -> None:
 
 def _hand_in(options: argparse.Namespace) -> None:
     from pipeline.kaggle import hand_in
+    from pipeline.runner import refuse_other_settings
 
     config, paths = load(options)
+    # A submission that came from elsewhere, or before a change, would cost one of the day's few tries.
+    refuse_other_settings("submit", config, paths)
     hand_in(config, paths)
 
 

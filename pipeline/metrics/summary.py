@@ -239,7 +239,7 @@ def read_per_case(file: Path) -> DataFrame:
     """
     import pandas as pd
 
-    names = dict.fromkeys(IDENTITY_COLUMNS, str)
+    names = {"case_id": str, "group": str, "stratum": str}
     return pd.read_csv(file, dtype=names, keep_default_na=False, na_values=[""])
 
 

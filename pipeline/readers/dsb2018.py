@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, read_table, root_of
+from pipeline.readers.layout import RawCase, RawDataset, read_table, root_of, sample_of
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -48,9 +48,8 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         if settings.competition_stage == 2:
             raise ValueError(f"{raw.folder}: ingest.competition_stage=2: {told}; put it there, or use stage 1")
         findings.append(Finding("", "noted", "no test images", told))
-    sample = f"{root}{sample_name}"
-    if sample not in raw:
-        findings.append(Finding("", "noted", "no sample submission", f"expected {sample_name}: submit needs it"))
+    sample, note = sample_of(raw, f"{root}{sample_name}")
+    findings += note
     cases = [
         RawCase(
             case.case_id, case.image, case.labelled, case.masks,
@@ -68,7 +67,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         detail = f"{RUNS}: {len(unknown)} image(s) that are not in {TRAIN}: {', '.join(unknown[:3])}"
         findings.append(Finding("", "noted", "runs without image", detail))
     return RawDataset(
-        tuple(cases), (*faults, *more_faults), tuple(findings), sample if sample in raw else None, "instance"
+        tuple(cases), (*faults, *more_faults), tuple(findings), sample, "instance"
     )  # fmt: skip
 
 

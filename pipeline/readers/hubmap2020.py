@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, side_cars
+from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, sample_of, side_cars
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -56,8 +56,8 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     if without:
         detail = f"{TABLE}: {len(without)} id(s) without an image: {', '.join(without[:3])}"
         findings.append(Finding("", "noted", "row without image", detail))
-    sample = f"{root}{SAMPLE}"
-    return RawDataset(tuple(cases), tuple(faults), tuple(findings), sample if sample in raw else None, "semantic")
+    sample, note = sample_of(raw, f"{root}{SAMPLE}")
+    return RawDataset(tuple(cases), tuple(faults), (*findings, *note), sample, "semantic")
 
 
 def _case(case_id: str, name: str, row: dict[str, str] | None, runs: str | None) -> tuple[RawCase, list[Fault]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, side_cars
+from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, sample_of, side_cars
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -61,8 +61,8 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             detail = f"{table}: {len(without)} id(s) without an image: {', '.join(without[:3])}"
             findings.append(Finding("", "noted", "row without image", detail))
     findings += side_cars(raw, {case.case_id for case in cases if not case.labelled})
-    sample = f"{root}{SAMPLE}"
-    return RawDataset(tuple(cases), tuple(faults), tuple(findings), sample if sample in raw else None, "semantic")
+    sample, note = sample_of(raw, f"{root}{SAMPLE}")
+    return RawDataset(tuple(cases), tuple(faults), (*findings, *note), sample, "semantic")
 
 
 def _case(case_id: str, name: str, row: dict[str, str], table: str, *, labelled: bool) -> tuple[RawCase, list[Fault]]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of
+from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, sample_of
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
@@ -68,8 +68,8 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     if plain:
         detail = f"{plain} tile(s) of train/ without a line in {POLYGONS}, not read: nothing of them is asked for"
         findings.append(Finding("", "noted", "tiles without outlines", detail))
-    sample = f"{root}{SAMPLE}"
-    return RawDataset(tuple(cases), tuple(faults), tuple(findings), sample if sample in raw else None, "instance")
+    sample, note = sample_of(raw, f"{root}{SAMPLE}")
+    return RawDataset(tuple(cases), tuple(faults), (*findings, *note), sample, "instance")
 
 
 def _outlines(raw: RawFolder, name: str) -> tuple[dict[str, tuple[Outline, ...]], int]:

@@ -204,6 +204,13 @@ def images_of(raw: RawFolder, folder: str) -> tuple[dict[str, str], list[Fault]]
     ]
 
 
+def sample_of(raw: RawFolder, name: str) -> tuple[str | None, list[Finding]]:
+    """The sample submission of a competition; without it a note, since only submit asks for it, hours later."""
+    if name in raw:
+        return name, []
+    return None, [Finding("", "noted", "no sample submission", f"expected {name}: submit needs it")]
+
+
 def side_cars(raw: RawFolder, test: Set[str]) -> list[Finding]:
     """Tell of files that could hold the answer for a test image, which are never read."""
     paths = [PurePosixPath(name) for name in raw.files()]

@@ -11,7 +11,7 @@ know, and it is listed among the findings. Source: the competition's data page.
 from __future__ import annotations
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of
+from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, sample_of
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -57,7 +57,5 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         if classes.get(case_id) in CLASSES
     ]
     cases += [RawCase(case_id, name, labelled=False) for case_id, name in test.items()]
-    sample = f"{root}{SAMPLE}"
-    return RawDataset(
-        tuple(cases), tuple(faults), tuple(findings), sample if sample in raw else None, label_kind="class"
-    )
+    sample, note = sample_of(raw, f"{root}{SAMPLE}")
+    return RawDataset(tuple(cases), tuple(faults), (*findings, *note), sample, label_kind="class")

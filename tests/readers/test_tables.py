@@ -333,6 +333,16 @@ def pcam(raw: Path, number: int = 24) -> None:
     (raw / "sample_submission.csv").write_text("id,label\nt1,0\nt0,0\n")
 
 
+def test_a_missing_sample_submission_is_told_before_it_is_asked_for(tmp_path: Path) -> None:
+    pcam(tmp_path / "patches")
+    vasculature(tmp_path / "tiles")
+    for folder, layout in (("patches", "pcam"), ("tiles", "hubmap2023")):
+        (tmp_path / folder / "sample_submission.csv").unlink()
+        dataset = read(tmp_path / folder, layout)
+        assert dataset.sample_submission is None
+        assert "no sample submission" in {found.fault for found in dataset.findings}
+
+
 def test_pcam_goes_from_raw_files_to_a_submission_of_probabilities(tmp_path: Path) -> None:
     config, paths = settings_of(tmp_path, "pcam")
     pcam(paths.raw)

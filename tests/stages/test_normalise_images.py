@@ -348,7 +348,7 @@ def test_two_images_of_one_output_are_refused(tmp_path: Path, capsys) -> None:
     if len(list(folder.iterdir())) < 3:
         pytest.skip("this file system holds no two names that differ in capitals alone")
     assert run(folder, tmp_path / "out") == 2
-    assert "found A.png and a.png; rename them" in capsys.readouterr().err
+    assert "from A.png and a.png; rename them" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
