@@ -134,7 +134,9 @@ def test_what_comes_next_is_there_and_can_be_pasted(tmp_path: Path) -> None:
         "make", "submission", "CONFIG=configs/mine.yaml", 'SET=ingest.exclude=["1", b] seed=7',
     ]  # fmt: skip
     submit = next(stage for stage in STAGES if stage.name == "submit")
-    assert "Next:" not in what_next(submit, options, config, paths)  # the sample is no competition
+    # The sample is no competition: from there one's own images are next.
+    *_, line = what_next(submit, options, config, paths).splitlines()
+    assert line.startswith("Yours:   python -m pipeline predict --run mine --images ")
     assert "make kaggle-submit" in what_next(submit, options, Config(dataset="dsb2018"), paths)
 
 

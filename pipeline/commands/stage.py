@@ -176,7 +176,8 @@ def what_next(stage: Stage, options: argparse.Namespace, config: Config, paths: 
     }.get(stage.name, "make train")
     submits = config.submit.format != "auto" or paths.sample_submission.is_file()
     if (stage.name == "report" and not submits) or (stage.name == "submit" and competition_of(config) is None):
-        return f"\nWritten: {written}"
+        own = f"python -m pipeline predict --run {config.run} --images <file or folder> --out <folder>"
+        return f"\nWritten: {written}\nYours:   {own}"
     return f"\nWritten: {written}\nNext:    {after}{suffix}"
 
 

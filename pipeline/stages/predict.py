@@ -22,6 +22,7 @@ from pipeline import __version__
 from pipeline.config import ComputeSettings, Config, PredictSettings, load_config
 from pipeline.records.case import Case, read_cases
 from pipeline.records.files import write_bytes, write_text
+from pipeline.records.manifest import short_name
 from pipeline.records.objects import FILE as OBJECTS
 from pipeline.records.objects import write_objects
 from pipeline.records.paths import Paths
@@ -360,17 +361,14 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
 
 
 def _made_from(trained: TrainedRun, settings: PredictSettings, compute: ComputeSettings, view: View) -> str:
-    """Return a hash of all that the result of a slide depends on."""
-    import hashlib
-    import json
-
+    """Return in one word all that the result of a slide depends on."""
     status = view.slide.file.stat()
     made_from = {
         "stainseg": __version__, "run": trained.digest, "predict": settings.model_dump(mode="json"),
         "compute": compute.model_dump(mode="json", exclude={"workers", "scheduler"}), "scale": view.scale,
         "slide": [status.st_size, status.st_mtime_ns],
     }  # fmt: skip
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return short_name(made_from)
 
 
 def _settings_of(
