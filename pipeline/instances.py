@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import cv2
 import numpy as np
 
-from pipeline.metrics.instance import average_precision, overlaps
+from pipeline.metrics.instance import average_precisions, overlaps
 from pipeline.outputs import Outputs
 from pipeline.records.case import MAXIMUM_OBJECTS
 from pipeline.records.rasters import from_levels, to_levels
@@ -43,6 +43,7 @@ FOREGROUND_BOUNDS, SEED_BOUNDS = (0.2, 0.8), (0.2, 0.98)
 SIZE_GRID, CERTAINTY_GRID = (0, 8, 16, 24, 32, 48, 64, 96), (0.0, 0.7, 0.75, 0.8, 0.85, 0.9)
 DROPS = tuple(itertools.product(SIZE_GRID, CERTAINTY_GRID))
 """What tuning tries of minimum_size and certainty, together."""
+SIZES, CERTAINTIES = np.array(DROPS).T
 INTERIOR_REACH = 2
 """Pixels that the evidence of an interior looks beyond a pixel (Sobel's 5 x 5)."""
 TRIALS = 50
@@ -178,7 +179,7 @@ def tune(
     # What classes objects have is not asked here, and would be kept for nothing.
     outputs = replace(outputs, channels=outputs.channels[: len(outputs.channels) - len(outputs.object_classes)])
     scored = (outputs.by_cell(probabilities(i)[: len(outputs.channels)], truths(i)) for i in cases)
-    kept = [(to_levels(maps), truth) for maps, truth in scored]
+    kept = [_Kept.of(maps, truth, outputs) for maps, truth in scored]
     outputs = replace(outputs, cell=None)
     if outputs.activation == "softmax":
         return Thresholds(), float(_scores_of_drops(kept, outputs, Thresholds())[0])
@@ -199,24 +200,42 @@ def tune(
     return thresholds, score
 
 
-def _scores_of_drops(
-    kept: Sequence[tuple[np.ndarray, np.ndarray]], outputs: Outputs, thresholds: Thresholds
-) -> np.ndarray:
+@dataclass(frozen=True)
+class _Kept:
+    """What tuning keeps of a case, for as long as it tries thresholds.
+
+    levels: maps as 16-bit levels, of objects the foreground alone; interior: evidence of it (height, width) float32,
+    which depends on no threshold, None where there are no objects; truth: (height, width) labels.
+    """
+
+    levels: np.ndarray
+    interior: np.ndarray | None
+    truth: np.ndarray
+
+    @classmethod
+    def of(cls, maps: np.ndarray, truth: np.ndarray, outputs: Outputs) -> _Kept:
+        levels = to_levels(maps)
+        if not outputs.has_objects:
+            return cls(levels, None, truth)
+        foreground = levels[[outputs.channels.index("foreground")]]
+        return cls(foreground, interior_of(from_levels(levels), outputs.channels), truth)
+
+
+def _scores_of_drops(kept: Sequence[_Kept], outputs: Outputs, thresholds: Thresholds) -> np.ndarray:
     """Mean score over cases for each of DROPS (of objects), or for none, rounded so that equal ones are equal."""
-    scores = []
-    for levels, truth in kept:
-        maps = from_levels(levels)
-        if outputs.has_objects:
-            try:
-                grown = drop_objects(grow_objects(maps, outputs.channels, thresholds), maps[0])
-            except TooManyObjects:  # noise, from a network that has learned little yet
-                scores.append([0.0] * len(DROPS))
-                continue
-            # Counted once: to drop an object takes its pairs out of the table and leaves the others as they are.
-            found = overlaps(truth, grown)
-            sizes, means = (of_each[found.predicted_ids] for of_each in _sizes_and_means(grown, maps[0]))
-            drops = [(sizes < size) | (means < certainty) for size, certainty in DROPS]
-            scores.append([average_precision(found.without(dropped)) for dropped in drops])
-        else:
-            scores.append([outputs.score(truth, label_raster(maps, outputs, thresholds))["dice"]])
+    scores: list[np.ndarray] = []
+    for case in kept:
+        maps = from_levels(case.levels)
+        if case.interior is None:
+            scores.append(np.array([outputs.score(case.truth, label_raster(maps, outputs, thresholds))["dice"]]))
+            continue
+        try:
+            grown = drop_objects(flood(maps[0], case.interior, thresholds), maps[0])
+        except TooManyObjects:  # noise, from a network that has learned little yet
+            scores.append(np.zeros(len(DROPS)))
+            continue
+        # Counted once: to drop an object takes its pairs out of the table and leaves the others as they are.
+        found = overlaps(case.truth, grown)
+        sizes, means = (of_each[found.predicted_ids] for of_each in _sizes_and_means(grown, maps[0]))
+        scores.append(average_precisions(found, (sizes >= SIZES[:, None]) & (means >= CERTAINTIES[:, None])))
     return np.mean(scores, axis=0).round(6)

@@ -45,10 +45,6 @@ class Overlaps:
         """Pixels of both objects together: (pairs,) int64."""
         return self.truth_areas[self.pair_truth] + self.predicted_areas[self.pair_predicted] - self.intersections
 
-    def without(self, dropped: np.ndarray) -> Overlaps:
-        """Return the same with predicted objects taken away: dropped is (predicted objects,) bool."""
-        return self.between(np.ones(self.truth_ids.size, bool), ~dropped)
-
     def between(self, truth: np.ndarray, predicted: np.ndarray) -> Overlaps:
         """Return the same of some objects alone: truth (truth objects,) and predicted (predicted objects,) bool."""
         pairs = truth[self.pair_truth] & predicted[self.pair_predicted]
@@ -170,6 +166,18 @@ def average_precision(found: Overlaps, thresholds: Sequence[float] = THRESHOLDS)
         return 1.0
     tp, fp, fn = _detections(found, thresholds)
     return float(np.mean(tp / (tp + fp + fn)))
+
+
+def average_precisions(found: Overlaps, kept: np.ndarray) -> np.ndarray:
+    """Average precision for each of several choices among the predicted objects: (choices,) float64.
+
+    kept: (choices, predicted objects) bool. To leave one out takes its pairs out of the table and changes no other. Of
+    rasters, whose true objects share no pixels: each match is counted as an object found.
+    """
+    matched = _matched(found, THRESHOLDS)
+    tp = kept[:, found.pair_predicted].astype(np.int64) @ matched.astype(np.int64)
+    all_objects = kept.sum(axis=1)[:, None] + found.truth_ids.size - tp
+    return np.where(all_objects > 0, tp / np.maximum(all_objects, 1), 1.0).mean(axis=1)
 
 
 def panoptic_quality(found: Overlaps) -> PanopticQuality:

@@ -20,6 +20,7 @@ from pipeline.metrics.instance import (
     Detections,
     aggregated_jaccard,
     average_precision,
+    average_precisions,
     detections,
     errors,
     overlaps,
@@ -232,6 +233,21 @@ def test_any_labels(truth: np.ndarray, prediction: np.ndarray) -> None:
     assert set(wrong.split) | set(wrong.missed) <= set(found.truth_ids)
     itself = overlaps(prediction, prediction)
     assert average_precision(itself) == aggregated_jaccard(itself) == panoptic_quality(itself).pq == 1.0
+
+
+@settings(max_examples=60)
+@given(LABELS, LABELS, st.integers(0, 2**32 - 1))
+def test_what_is_left_out_counts_as_if_it_had_not_been_predicted(
+    truth: np.ndarray, prediction: np.ndarray, seed: int
+) -> None:
+    prediction[prediction == IGNORED] = 0
+    found = overlaps(truth, prediction)
+    kept = np.random.default_rng(seed).random((5, found.predicted_ids.size)) < 0.6
+    expected = [
+        average_precision(overlaps(truth, np.where(np.isin(prediction, found.predicted_ids[own]), prediction, 0)))
+        for own in kept
+    ]
+    np.testing.assert_allclose(average_precisions(found, kept), expected, rtol=1e-12)
 
 
 def test_blocks_of_rows_join(monkeypatch: pytest.MonkeyPatch) -> None:
