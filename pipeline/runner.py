@@ -8,9 +8,10 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pipeline import __version__
 from pipeline.records import manifest as manifests
@@ -54,10 +55,12 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
     """Run one stage, and before it all that it needs where asked; print what was done.
 
     A complete stage made from the same settings and inputs is skipped. One made from others is set aside under a name
-    of its own (and taken back when its settings return), or overwritten under force.
+    of its own (and taken back when its settings return), as is what was left of one that was interrupted, or
+    overwritten under force. What a stage stands on is neither while it runs.
     Of processes that torchrun started the first does all of that; the others train beside it.
-    Raises StageNotReady where an input is missing and with_needs is off, and for torchrun with another stage than train
-    or with needs, which processes would make at once.
+    Raises StageNotReady where an input is missing and with_needs is off, where another command reads what is to be
+    replaced or replaced what was to be read, and for torchrun with another stage than train or with needs, which
+    processes would make at once.
     """
     started = processes()
     if started is not None:
@@ -67,12 +70,14 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
             if first_trains():
                 importlib.import_module("pipeline.stages.train").join(config, paths)
             return
+    found: dict[str, str] = {}
     for stage in needed_for(name):
         if with_needs:
-            _run_one(stage, config, paths, force=False)
+            _run_one(stage, config, paths, found, force=False)
         else:
             _require(stage, config, paths)
-    _run_one(BY_NAME[name], config, paths, force=force)
+        found[stage.name] = _digest(stage.manifest_file(paths), paths)
+    _run_one(BY_NAME[name], config, paths, found, force=force)
     if started is not None:
         tell_others(trains=False)
 
@@ -166,9 +171,7 @@ def _alone(stage: Stage, paths: Paths) -> Iterator[None]:
     """Wait until no other command makes this result; the system lets go of what a killed one held."""
     from filelock import FileLock, Timeout
 
-    folder = paths.root / "data" / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{_name(stage.manifest_file(paths), paths).replace('/', '-')}.lock")
+    lock = FileLock(_lock_file(stage, paths, "lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -180,8 +183,55 @@ def _alone(stage: Stage, paths: Paths) -> Iterator[None]:
         lock.release()
 
 
-def _run_one(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
-    with _alone(stage, paths):
+@contextmanager
+def _reading(stage: Stage, paths: Paths, found: dict[str, str]) -> Iterator[None]:
+    """Keep all that a stage stands on as this command found it: digests of manifests by stage.
+
+    Raises StageNotReady where another command has replaced one of them since.
+    """
+    from filelock import FileLock
+
+    with ExitStack() as held:
+        for need in needed_for(stage.name):
+            with _alone(need, paths):
+                if _digest(need.manifest_file(paths), paths) != found[need.name]:
+                    raise StageNotReady(
+                        f"{need.folder(paths)}: expected the result that this command found, found another, which a "
+                        "second command has put there since; run one after the other, or give each names of its own "
+                        "(run=..., split.name=...)"
+                    )
+                mark = FileLock(_lock_file(need, paths, f"{uuid4().hex}.read"))
+                held.callback(Path(mark.lock_file).unlink, missing_ok=True)
+                held.enter_context(mark)
+        yield
+
+
+def _refuse_while_read(stage: Stage, paths: Paths) -> None:
+    """Raise StageNotReady where another command reads the result that is to be replaced."""
+    from filelock import FileLock, Timeout
+
+    file = _lock_file(stage, paths, "read")
+    for mark in file.parent.glob(f"{file.stem}.*.read"):
+        try:
+            with FileLock(mark, timeout=0):
+                mark.unlink(missing_ok=True)  # of a command that was killed
+        except Timeout as error:
+            raise StageNotReady(
+                f"{stage.folder(paths)}: expected a result that nothing reads, since these settings replace it, found "
+                "another command at work with it; wait for that one, or give this one a name of its own (run=..., "
+                "split.name=...)"
+            ) from error
+
+
+def _lock_file(stage: Stage, paths: Paths, ending: str) -> Path:
+    folder = paths.root / "data" / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{_name(stage.manifest_file(paths), paths).replace('/', '-')}.{ending}"
+
+
+def _run_one(stage: Stage, config: Config, paths: Paths, found: dict[str, str], *, force: bool) -> None:
+    # From what is read to what is made, as every command does: none waits for one that waits for it.
+    with _reading(stage, paths, found), _alone(stage, paths):
         _make(stage, config, paths, force=force)
 
 
@@ -195,23 +245,27 @@ def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
     if not differences and not force:
         print(f"{stage.name:<9} nothing to do: {folder} is up to date")
         return
+    unfinished = stage.unfinished_file(paths)
     if manifest is not None:
+        _refuse_while_read(stage, paths)
         print(f"{stage.name:<9} redone: " + ("; ".join(differences) if differences else "asked for with --force"))
         if force or _with_defaults(manifest.made_from) == wanted:
             _clear(stage, paths)
         else:
-            aside = _set_aside(stage, paths, manifest)
+            aside = _set_aside(stage, paths, manifest.short_name)
             print(f"{'':<9} the former result is kept in {aside}")
             if _take_back(stage, paths, wanted):
                 print(f"{'':<9} the result of exactly these settings was there already: taken back")
                 return
-    elif (aside_before := _aside(stage, paths, manifests.short_name(wanted))).exists() and _take_back(
-        stage, paths, wanted
-    ):
-        print(f"{stage.name:<9} taken back from {aside_before}")
-        return
-    unfinished = stage.unfinished_file(paths)
-    if unfinished.exists() and _with_defaults(json.loads(unfinished.read_text(encoding="utf-8"))) == wanted:
+    else:
+        if not force:
+            _keep_what_was_begun(stage, paths, wanted)
+        if (aside_before := _aside(stage, paths, manifests.short_name(wanted))).exists() and _take_back(
+            stage, paths, wanted
+        ):
+            print(f"{stage.name:<9} taken back from {aside_before}")
+            return
+    if _begun_from(unfinished) == wanted or (not force and _take_up(stage, paths, wanted)):
         print(f"{stage.name:<9} carrying on where it was interrupted")
     else:
         _clear(stage, paths)
@@ -269,13 +323,44 @@ def _move(stage: Stage, source: Path, target: Path, names: tuple[str, ...]) -> N
             (source / name).replace(target / name)
 
 
-def _set_aside(stage: Stage, paths: Paths, manifest: manifests.Manifest) -> Path:
-    aside = _aside(stage, paths, manifest.short_name)
+def _set_aside(stage: Stage, paths: Paths, name: str) -> Path:
+    aside = _aside(stage, paths, name)
     if aside.exists():
         shutil.rmtree(aside)
     # The manifest leaves first, so that an interrupted move never looks like a finished stage.
-    _move(stage, stage.folder(paths), aside, (stage.manifest_file(paths).name, *stage.owns))
+    names = stage.manifest_file(paths).name, *stage.owns, stage.unfinished_file(paths).name
+    _move(stage, stage.folder(paths), aside, names)
     return aside
+
+
+def _begun_from(unfinished: Path) -> dict[str, Any] | None:
+    """What an unfinished result is made from, None where there is none."""
+    return _with_defaults(json.loads(unfinished.read_text(encoding="utf-8"))) if unfinished.exists() else None
+
+
+def _keep_what_was_begun(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> None:
+    """Set aside what an interrupted command with other settings left, unless those are finished and aside already."""
+    begun = _begun_from(stage.unfinished_file(paths))
+    if begun is None or begun == wanted:
+        return
+    name = manifests.short_name(begun)
+    if (_aside(stage, paths, name) / stage.manifest_file(paths).name).exists():
+        return
+    print(f"{stage.name:<9} was interrupted with other settings: {'; '.join(manifests.changes(begun, wanted))}")
+    print(f"{'':<9} what there is of it is kept in {_set_aside(stage, paths, name)}")
+
+
+def _take_up(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:
+    """Bring back an unfinished result of these settings that was set aside."""
+    aside = _aside(stage, paths, manifests.short_name(wanted))
+    unfinished = stage.unfinished_file(paths)
+    if _begun_from(aside / unfinished.name) != wanted:
+        return False
+    _clear(stage, paths)
+    _move(stage, aside, stage.folder(paths), (*stage.owns, unfinished.name))
+    if stage.owns:
+        shutil.rmtree(aside)
+    return True
 
 
 def _take_back(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:

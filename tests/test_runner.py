@@ -240,6 +240,74 @@ def test_a_second_command_waits_for_the_first_and_makes_nothing_twice(recorder, 
     assert recorder.runs.count("split") == 1
 
 
+def test_what_a_running_stage_stands_on_is_not_replaced(recorder, tmp_path) -> None:
+    recorder.go(tmp_path, "report", with_needs=True)
+    module = sys.modules["pipeline.stages.report"]
+    config, other = load_config(None, ["report.cases=2"]), load_config(None, ["seed=7"])
+    paths, run = Paths.of(config, tmp_path), module.run
+
+    def meanwhile(*arguments: object) -> list[str]:
+        with pytest.raises(runner.StageNotReady, match=r"default: expected a result that nothing reads.*split\.name"):
+            runner.run("split", other, paths)
+        runner.run("split", config, paths)
+        done: list[str] = run(*arguments)
+        return done
+
+    module.run = meanwhile  # type: ignore[attr-defined]
+    runner.run("report", config, paths, with_needs=True)
+    assert (tmp_path / "reports/sample/report.html").read_text() == "RAW  1412 2"
+    assert not list((tmp_path / "data/.locks").glob("*.read"))
+    # One that was killed holds nothing.
+    write_text(tmp_path / "data/.locks/data-split-sample-default-stage.json.0.read", "")
+    runner.run("split", other, paths)
+    assert (tmp_path / "data/split/sample/default/b.txt").read_text() == "RAW  7"
+
+
+def test_what_another_command_replaced_before_it_was_read_is_refused(recorder, tmp_path, monkeypatch) -> None:
+    config, other = load_config(None, []), load_config(None, ["seed=7"])
+    paths, make = Paths.of(config, tmp_path), runner._make
+
+    def interfering(stage: Stage, own: Config, paths: Paths, *, force: bool) -> None:
+        make(stage, own, paths, force=force)
+        if stage.name == "split" and own is config:
+            monkeypatch.setattr(runner, "_make", make)
+            pool.submit(runner.run, "split", other, paths, force=True)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(runner, "_make", interfering)
+    with ThreadPoolExecutor(1) as pool:
+        reading = runner._reading
+
+        def later(stage: Stage, *arguments: object) -> object:
+            if stage.name == "report":
+                pool.submit(lambda: None).result(20)
+            return reading(stage, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(runner, "_reading", later)
+        with pytest.raises(
+            runner.StageNotReady, match=r"default: expected the result that this command found, found an"
+        ):
+            runner.run("report", config, paths, with_needs=True)
+    assert "report" not in recorder.runs
+
+
+def test_what_was_begun_with_other_settings_is_kept_and_taken_up_again(recorder, tmp_path, capsys) -> None:
+    recorder.interrupt = "split"
+    with pytest.raises(KeyboardInterrupt):
+        recorder.go(tmp_path, "split", with_needs=True)
+    write_text(tmp_path / "data/split/sample/default/half.txt", "hours of work")
+    with pytest.raises(KeyboardInterrupt):
+        recorder.go(tmp_path, "split", "seed=7")
+    said = capsys.readouterr().out
+    assert "was interrupted with other settings: settings.seed: 1412 -> 7" in said and "is kept in" in said
+    recorder.interrupt = None
+    recorder.go(tmp_path, "split")
+    assert (tmp_path / "data/split/sample/default/half.txt").read_text() == "hours of work"
+    assert "carrying on where it was interrupted" in capsys.readouterr().out
+    recorder.go(tmp_path, "split", "seed=7")
+    assert (tmp_path / "data/split/sample/default/b.txt").read_text() == "RAW  7"
+
+
 def test_an_interrupted_stage_with_other_settings_starts_clean(recorder, tmp_path) -> None:
     recorder.interrupt = "split"
     with pytest.raises(KeyboardInterrupt):
