@@ -49,7 +49,8 @@ class Augmentation:
 
     def __init__(self, settings: AugmentSettings) -> None:
         self.settings = settings
-        self.pixels = _pixel_policy(settings) if settings.recipe == "tissue" else None
+        policies: list[Any] = _pixel_policies(settings) if settings.recipe == "tissue" else [None]
+        self.pixels, self.of_planes = policies[0], policies[1:]
 
     def __call__(self, image: np.ndarray, label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Crop and augment, at a cost that does not grow with the image.
@@ -63,22 +64,34 @@ class Augmentation:
         image, label = self._move(image, label, generator, cv2.INTER_NEAREST)
         return self._change(image, generator, seed), label
 
-    def _change(self, image: np.ndarray, generator: np.random.Generator, seed: int) -> np.ndarray:
-        """Change what pixels show, and not where it is."""
+    def _change(self, image: np.ndarray, generator: np.random.Generator, seed: int, planes: int = 1) -> np.ndarray:
+        """Change what pixels show, and not where it is; planes: so many crops, one below the other.
+
+        Light changes by one rule for all planes, blur and holes are the same in each, noise is drawn for each.
+        """
         if self.pixels is None:
             return image
         if self.settings.stain_jitter and is_stained(image):
             image = jitter_stains(image, self.settings.stain_jitter, generator)
         # Its own set_random_seed gives every transform the same stream, so that blur, noise and dropout always come
         # together; one stream shared by all keeps them independent.
-        self.pixels.set_random_state(generator, random.Random(seed))
-        changed: np.ndarray = self.pixels(image=image)["image"]
-        return changed
+        chance = random.Random(seed)
+        for policy in (self.pixels, *self.of_planes):
+            policy.set_random_state(generator, chance)
+        changed: np.ndarray
+        if planes == 1:
+            changed = self.pixels(image=image)["image"]
+            return changed
+        optics, light, holes = self.of_planes
+        apart = planes, -1, *image.shape[1:]
+        blurred = np.concatenate(optics(images=image.reshape(apart))["images"])
+        changed = holes(images=light(image=blurred)["image"].reshape(apart))["images"]
+        return np.concatenate(changed)
 
     def block(
         self, image: np.ndarray, label: np.ndarray, planes: int, seed: int
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Cut so many neighbouring planes out of a volume, move all of them alike and change them as one image.
+        """Cut so many neighbouring planes out of a volume, and move and change all of them alike.
 
         image: (planes, height, width, 3) uint8; label: (planes, height, width) uint16. A volume of fewer planes is
         mirrored at its ends; half of the blocks are turned upside down. Returns the same with planes and crop as sides.
@@ -96,8 +109,7 @@ class Augmentation:
             crop, crop_label = self._move(image[place], label[place], generator, cv2.INTER_NEAREST)
             crops.append(crop)
             labels.append(crop_label)
-        # One below the other, so that light changes by one rule for all and noise is drawn for each.
-        changed = self._change(np.concatenate(crops), generator, seed)
+        changed = self._change(np.concatenate(crops), generator, seed, planes)
         return changed.reshape(planes, *crops[0].shape), np.stack(labels)
 
     def move_pair(self, image: np.ndarray, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -181,8 +193,11 @@ def lay_out(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray | None]]]) -> n
     return np.pad(sheet, ((SHEET_GAP, 0), (SHEET_GAP, 0), (0, 0)), constant_values=255)
 
 
-def _pixel_policy(settings: AugmentSettings) -> Any:
-    """Build what changes pixels only, in the order in which it comes about: optics, sensor, colour, display."""
+def _pixel_policies(settings: AugmentSettings) -> list[Any]:
+    """Build what changes pixels only, in the order in which it comes about: optics, sensor, colour, display.
+
+    Returns the whole, then its parts: what looks at neighbours, what changes each pixel by one rule, holes.
+    """
     # It would ask the network for a newer version of itself.
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations as A
@@ -190,31 +205,34 @@ def _pixel_policy(settings: AugmentSettings) -> Any:
     with warnings.catch_warnings():
         # It only warns of an argument that it does not know, and goes on without.
         warnings.simplefilter("error", UserWarning)
-        return A.Compose(
-            [
-                A.OneOf([A.GaussianBlur(blur_limit=0, sigma_limit=(0.5, 2.0)), A.MotionBlur((3, 7))], p=settings.blur),
-                A.GaussNoise(std_range=(0.01, 0.05), p=settings.noise),
-                A.Sequential(
-                    [
-                        # Relative to the mean, so that a dark field keeps its black and its dim nuclei.
-                        A.RandomBrightnessContrast(0.2, 0.2, brightness_by_max=False, p=1.0),
-                        A.RandomGamma(gamma_limit=(70, 140), p=0.5),
-                        A.HueSaturationValue(hue_shift_limit=8, sat_shift_limit=25, val_shift_limit=0, p=0.5),
-                        A.PlanckianJitter(temperature_limit=(4500, 10000), p=0.3),
-                    ],
-                    p=settings.colour,
-                ),
-                A.MultiplicativeNoise(multiplier=TINT, per_channel=True, elementwise=False, p=settings.tint),
-                A.ToGray(p=settings.grey),
-                A.InvertImg(p=settings.invert),
-                # A colour that no tissue has says that something is hidden; a plausible one would teach that nuclei
-                # hide in what looks empty.
-                A.CoarseDropout(
-                    num_holes_range=(1, 4), hole_height_range=(0.05, 0.2), hole_width_range=(0.05, 0.2),
-                    fill="random_uniform", p=settings.dropout,
-                ),
-            ]
-        )  # fmt: skip
+        optics = [
+            A.OneOf([A.GaussianBlur(blur_limit=0, sigma_limit=(0.5, 2.0)), A.MotionBlur((3, 7))], p=settings.blur)
+        ]
+        light = [
+            A.GaussNoise(std_range=(0.01, 0.05), p=settings.noise),
+            A.Sequential(
+                [
+                    # Relative to the mean, so that a dark field keeps its black and its dim nuclei.
+                    A.RandomBrightnessContrast(0.2, 0.2, brightness_by_max=False, p=1.0),
+                    A.RandomGamma(gamma_limit=(70, 140), p=0.5),
+                    A.HueSaturationValue(hue_shift_limit=8, sat_shift_limit=25, val_shift_limit=0, p=0.5),
+                    A.PlanckianJitter(temperature_limit=(4500, 10000), p=0.3),
+                ],
+                p=settings.colour,
+            ),
+            A.MultiplicativeNoise(multiplier=TINT, per_channel=True, elementwise=False, p=settings.tint),
+            A.ToGray(p=settings.grey),
+            A.InvertImg(p=settings.invert),
+        ]
+        holes = [
+            # A colour that no tissue has says that something is hidden; a plausible one would teach that nuclei
+            # hide in what looks empty.
+            A.CoarseDropout(
+                num_holes_range=(1, 4), hole_height_range=(0.05, 0.2), hole_width_range=(0.05, 0.2),
+                fill="random_uniform", p=settings.dropout,
+            )
+        ]  # fmt: skip
+        return [A.Compose(steps) for steps in ([*optics, *light, *holes], optics, light, holes)]
 
 
 def _affine_map(magnification: float, top: int, left: int) -> np.ndarray:

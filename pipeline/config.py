@@ -48,6 +48,7 @@ IMAGE_TASKS = ("reconstruction", "translation")
 
 Share = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = typing.Annotated[float, Field(ge=0.0, le=1.0)]
+GreyLevel = typing.Annotated[float, Field(gt=1.0, le=255.0)]
 
 
 class IngestSettings(Settings):
@@ -162,8 +163,8 @@ class NormaliseSettings(Settings):
     image, one that cannot be measured takes its group's. Without a split, a group is what lies in one subfolder."""
     slide_pattern: str | None = None
     """Regular expression on the case id (or file stem) whose first group is the slide that the image was cut from."""
-    white_point: tuple[float, float, float] | Literal["measured"] = (255.0, 255.0, 255.0)
-    """Grey levels of glass in red, green and blue; measured takes them from the images."""
+    white_point: tuple[GreyLevel, GreyLevel, GreyLevel] | Literal["measured"] = (255.0, 255.0, 255.0)
+    """Grey levels of glass in red, green and blue, above 1 and up to 255; measured takes them from the images."""
     maximum_gain: float = Field(default=4.0, gt=1.0)
     """Largest factor by which a stain's concentrations (or a channel's spread) may be stretched."""
     fail_if_fallback_over: Share = 0.5

@@ -7,6 +7,7 @@ import socket
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -42,9 +43,9 @@ def in_order(
     come later. name: what an item is called in errors.
     An item whose worker died is begun again elsewhere, as often as the scheduler allows (its setting
     distributed.scheduler.allowed-failures); one that work refused is not, since it would be refused again.
-    Raises ItemFailed where work raises ValueError or OSError; any other error of work comes through with a note of its
-    item. Raises ValueError where the scheduler does not answer, has no workers, they have several threads each or see
-    another folder, or die again and again.
+    Raises ItemFailed where work raises ValueError or OSError, or the scheduler goes away; any other error of work comes
+    through with a note of its item. Raises ValueError where the scheduler does not answer, has no workers, they have
+    several threads each or see another folder, or die again and again.
     """
     if not scheduler:
         for item in items:
@@ -81,6 +82,11 @@ def in_order(
                         result = future.result()
                     except KilledWorker as error:
                         raise ValueError(f"its workers died again and again; see their logs: {error}") from error
+                    except CancelledError as error:
+                        raise ValueError(
+                            f"compute.scheduler={scheduler}: expected an answer, found that the scheduler went away; "
+                            "start it again, and the same command carries on"
+                        ) from error
                 yield result
         finally:
             client.cancel([future for _, future in waiting])

@@ -125,14 +125,22 @@ def test_settings_with_spaces_come_through_make_and_shell(capsys) -> None:
 def test_what_comes_next_is_there_and_can_be_pasted(tmp_path: Path) -> None:
     (report,) = (stage for stage in STAGES if stage.name == "report")
     config, paths = Config(run="mine"), Paths.of(Config(run="mine"), tmp_path)
-    options = Namespace(config=Path("configs/mine.yaml"), settings=['ingest.exclude=["1", b]', "seed=7"])
+    settings = ['ingest.exclude=["1", b]', "ingest.group_pattern=^(p[0-9]+)_.*$", "seed=7"]
+    options = Namespace(config=Path("configs/mine.yaml"), settings=settings)
     assert "Next:" not in what_next(report, options, config, paths)
     paths.sample_submission.parent.mkdir(parents=True)
     paths.sample_submission.touch()
     *_, line = what_next(report, options, config, paths).splitlines()
-    assert shlex.split(line)[1:] == [
-        "make", "submission", "CONFIG=configs/mine.yaml", 'SET=ingest.exclude=["1", b] seed=7',
-    ]  # fmt: skip
+    _, make, *arguments = shlex.split(line)
+    assert make == "make" and arguments[:2] == ["submission", "CONFIG=configs/mine.yaml"]
+    shown = subprocess.run(
+        ["make", "--dry-run", "--old-file=.venv/.ready", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shlex.split(shown.stdout)[-len(settings) :] == settings
     submit = next(stage for stage in STAGES if stage.name == "submit")
     # The sample is no competition: from there one's own images are next.
     *_, line = what_next(submit, options, config, paths).splitlines()

@@ -69,18 +69,18 @@ def named(task: tuple[str, int]) -> str:
     return f"number {task[1]}"
 
 
-def predict_case(task: tuple[str, str, str, Case]) -> None:
+def predict_cases(task: tuple[str, str, str, list[Case]]) -> int:
     """Write the map of a case as stage predict does."""
-    predict._predict_case(task)
+    return predict._predict_cases(task)
 
 
-def predict_case_by_a_mortal(task: tuple[str, str, str, Case]) -> None:
+def predict_cases_by_a_mortal(task: tuple[str, str, str, list[Case]]) -> int:
     """The same, but the worker that first comes to a tenth map is killed before it."""
     marker = Path(task[1]) / "died"
     if len(list((Path(task[1]) / "data/predict/tiny").glob("*.tif"))) >= 9 and not marker.exists():
         marker.write_text(str(os.getpid()))
         os.kill(os.getpid(), signal.SIGKILL)
-    predict._predict_case(task)
+    return predict._predict_cases(task)
 
 
 def test_results_come_in_order_from_this_process_or_workers(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -108,6 +108,18 @@ def test_an_error_names_its_item_and_is_not_tried_again(cluster: LocalCluster, t
         assert (tmp_path / "tries").read_text().split().count("3") == 1
         (tmp_path / "tries").unlink()
     assert not list(tmp_path.glob(".seen-*"))
+
+
+def test_a_scheduler_that_goes_away_is_told(tmp_path: Path) -> None:
+    made = LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1", silence_logs=50
+    )
+    work = [(str(tmp_path), number) for number in range(40)]
+    results = in_order(written, work, made.scheduler_address, tmp_path, name=lambda task: str(task[1]))
+    assert next(results) == 0
+    made.close()
+    with pytest.raises(ItemFailed, match=r"expected an answer, found that the scheduler went away; start it again"):
+        list(results)
 
 
 def test_no_scheduler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,18 +176,18 @@ def test_stage_predict_is_the_same_bytes_though_a_worker_dies_and_a_run_is_train
     root = tmp_path / "root"
     shutil.copytree(submitted_run, root, symlinks=True, ignore=shutil.ignore_patterns("predict", "reports"))
 
-    def maps(work: Callable[[tuple[str, str, str, Case]], None], scheduler: str = "") -> dict[str, bytes]:
+    def maps(work: Callable[[tuple[str, str, str, list[Case]]], int], scheduler: str = "") -> dict[str, bytes]:
         shutil.rmtree(root / "data/predict", ignore_errors=True)
-        monkeypatch.setattr("pipeline.stages.predict._predict_case", work)
+        monkeypatch.setattr("pipeline.stages.predict._predict_cases", work)
         config = load_config(
             root / "tiny.yaml", ["compute.threads=1", *([f"compute.scheduler={scheduler}"] if scheduler else [])]
         )
         predict.run(config, Paths.of(config, root))
         return {file.name: file.read_bytes() for file in (root / "data/predict/tiny").iterdir()}
 
-    in_process = predict._predict_case
+    in_process = predict._predict_cases
     here = maps(in_process)
-    assert len(here) > 20 and maps(predict_case_by_a_mortal, cluster.scheduler_address) == here
+    assert len(here) > 20 and maps(predict_cases_by_a_mortal, cluster.scheduler_address) == here
     assert (root / "died").exists()
     weights = root / "data/train/tiny/best.pt"
     state = torch.load(weights, weights_only=True)
@@ -184,4 +196,4 @@ def test_stage_predict_is_the_same_bytes_though_a_worker_dies_and_a_run_is_train
     }
     torch.save(state, weights)
     anew = maps(in_process)
-    assert anew != here and maps(predict_case, cluster.scheduler_address) == anew
+    assert anew != here and maps(predict_cases, cluster.scheduler_address) == anew

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
+import yaml
 
 from pipeline import slide_prediction
 from pipeline.__main__ import main
 from pipeline.instances import TooManyObjects
+from pipeline.laboratories import LABORATORIES
+from pipeline.records.images import Readings
+from pipeline.stages import predict
 from pipeline.stages.predict import predict_images, predict_slides
+from pipeline.stains.macenko import Macenko
+from pipeline.tissue import render_field
+from pipeline.trained import open_run
 
+EAST, SOUTH = LABORATORIES["east"], LABORATORIES["south"]
 HERE = ["predict.engine=pytorch", "compute.device=cpu", "compute.threads=1"]
 
 
@@ -52,6 +61,38 @@ def test_what_is_read_is_never_replaced(untrained_run: Path, tmp_path: Path) -> 
     assert before == (contents(own), contents(slides))
     predict_images(str(untrained_run), own, own / "masks", overrides=HERE)
     assert (own / "masks" / "mine.png").exists()
+
+
+@pytest.mark.parametrize("statistics", ["image", "slide", "group"])
+def test_stain_is_measured_over_what_the_run_measured_it_over(
+    untrained_run: Path, tmp_path: Path, statistics: str
+) -> None:
+    images = {
+        name: render_field(kind, 96, 96, laboratory, seed).image
+        for seed, (name, kind, laboratory) in enumerate(
+            [("p1_0", "gland", EAST), ("p1_1", "nest", EAST), ("p2_0", "gland", SOUTH), ("other", "nest", SOUTH)]
+        )
+    }
+    (tmp_path / "own").mkdir()
+    for name, image in images.items():
+        cv2.imwrite(str(tmp_path / "own" / f"{name}.png"), image[..., ::-1])
+    shutil.copytree(untrained_run, tmp_path / "run")
+    pattern = "^(p[0-9]+)_" if statistics == "slide" else None
+    settings = {"method": "macenko", "statistics": statistics, "slide_pattern": pattern}
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config | {"normalise": settings}))
+    normaliser = Macenko().fit([images["p2_0"]])
+    normaliser.save(tmp_path / "run/stain.json")
+    readings = Readings(tmp_path / "own", "predict")
+    restained = predict._restaining(open_run(tmp_path / "run"), readings)
+    slides = {name: name[:2] if name.startswith("p") and statistics == "slide" else "own" for name in images}
+    for file, image in readings:
+        pool = [images[name] for name in sorted(images) if slides[name] == slides[file.stem]]
+        pooled = None if statistics == "image" else normaliser.pool(pool)[1]
+        expected = normaliser.normalise(image, pooled, prefer_pooled=pooled is not None).image
+        np.testing.assert_array_equal(restained(file, image), expected)
+    noted = any("without a slide" in remark and "other.png" in remark for remark in readings.remarks)
+    assert noted == (statistics == "slide")
 
 
 def test_results_that_would_share_a_file_are_refused(untrained_run: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_label, read_probabilities
 from pipeline.records.volumes import read_volume
 from pipeline.runner import run
+from pipeline.stages import predict
 from pipeline.stages.predict import predict_images, predict_slides
 from pipeline.tasks.segmentation import _refuse_divided_volumes
 from pipeline.trained import open_run
@@ -77,6 +78,23 @@ def test_light_changes_by_one_rule_in_all_planes_and_noise_is_drawn_for_each() -
         assert len(np.unique(block.reshape(-1, 3), axis=0)) == 2
         block, _ = noisy.block(planes, label, 4, seed)
         assert (block[0] != block[1]).any() and (block[2] != block[3]).any()
+
+
+def test_blur_and_holes_keep_to_their_planes() -> None:
+    planes = np.zeros((8, 64, 64, 3), np.uint8)
+    planes[1::2] = 200
+    label = np.zeros(planes.shape[:3], np.uint16)
+    still = {"crop": 64, "scale": (1.0, 1.0), "elastic": 0.0, "grey": 0.0, "colour": 0.0, "noise": 0.0,
+             "stain_jitter": 0.0}  # fmt: skip
+    blurred = Augmentation(AugmentSettings(**still, blur=1.0, dropout=0.0))  # type: ignore[arg-type]
+    holed = Augmentation(AugmentSettings(**still, blur=0.0, dropout=1.0))  # type: ignore[arg-type]
+    for seed in range(12):
+        block, _ = blurred.block(planes, label, 8, seed)
+        assert all(len(np.unique(plane)) == 1 for plane in block)
+        block, _ = holed.block(planes, label, 8, seed)
+        # Cut in every plane at the same places, as large as in one image.
+        uncut = [(plane == plane[0, 0]).all(axis=2) for plane in block]
+        assert all((one == uncut[0]).all() for one in uncut) and (~uncut[0]).any(axis=1).mean() < 0.85
 
 
 def test_blocks_are_neighbouring_planes_in_both_directions_and_reach_all() -> None:
@@ -253,6 +271,32 @@ def test_an_ensemble_of_volumes_goes_the_same_way(trained: Path) -> None:
     _, alone = settings_of(trained)
     for file in alone.predict.glob("*.tif"):
         np.testing.assert_array_equal(read_probabilities(file), read_probabilities(paths.predict / file.name))
+
+
+def test_a_corrected_space_is_written_again_and_nothing_is_learned_again(trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(trained, root)
+    config, paths = settings_of(root)
+    raw = next((paths.raw / "imagesTs").iterdir())
+    before = (paths.train / "best.pt").stat().st_mtime_ns
+    nibabel.save(nibabel.Nifti1Image(nibabel.load(raw).get_fdata().astype(np.int16), np.diag([0.5, 0.5, 2, 1])), raw)
+    run("evaluate", config, paths, with_needs=True)
+    assert nibabel.load(paths.reports / "volumes" / "p9.nii.gz").header.get_zooms() == (0.5, 0.5, 2.0)
+    assert (paths.train / "best.pt").stat().st_mtime_ns == before
+
+
+def test_the_planes_of_a_volume_are_handed_out_together(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, paths = settings_of(trained)
+    handed: list[list[Case]] = []
+
+    def in_order(work: object, items: list[tuple[str, str, str, list[Case]]], *_: object, **__: object) -> list[int]:
+        handed.extend(cases for *_, cases in items)
+        return []
+
+    monkeypatch.setattr("pipeline.fan_out.in_order", in_order)
+    monkeypatch.setattr("pipeline.stages.predict._map_of", lambda *_: paths.root / "never")
+    predict.run(config, paths)
+    assert len(handed) > 1 and all(len(cases) == 7 and len({case.source for case in cases}) == 1 for cases in handed)
 
 
 def test_images_and_slides_are_refused(trained: Path, tmp_path: Path) -> None:

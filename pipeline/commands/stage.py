@@ -13,6 +13,8 @@ from pipeline.commands.command import DEFAULT_CONFIG, Command, Run, load
 from pipeline.stages import BY_NAME, STAGES, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.config import Config
     from pipeline.records.paths import Paths
 
@@ -161,7 +163,7 @@ def what_next(stage: Stage, options: argparse.Namespace, config: Config, paths: 
     from pipeline.kaggle import competition_of
 
     suffix = f" CONFIG={options.config}" if options.config and options.config != DEFAULT_CONFIG else ""
-    suffix += f" SET={_quoted(' '.join(options.settings))}" if options.settings else ""
+    suffix += f" SET={_for_make(options.settings)}" if options.settings else ""
     written = {
         "evaluate": paths.reports / "metrics.json",
         "report": paths.reports / "report.html",
@@ -181,9 +183,10 @@ def what_next(stage: Stage, options: argparse.Namespace, config: Config, paths: 
     return f"\nWritten: {written}\nNext:    {after}{suffix}"
 
 
-def _quoted(settings: str) -> str:
-    """Settings as a shell takes them for one word: in double quotes, where that is enough."""
-    return shlex.quote(settings) if set(settings) & set('"$`\\!') else f'"{settings}"'
+def _for_make(settings: Sequence[str]) -> str:
+    """Settings as one word for a shell, of which make gives another shell what it stands for."""
+    words = " ".join(shlex.quote(setting) for setting in settings).replace("$", "$$")
+    return shlex.quote(words) if set(words) & set('"$`\\!') else f'"{words}"'
 
 
 COMMANDS = {stage.name: partial(add_arguments, stage) for stage in STAGES}

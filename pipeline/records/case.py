@@ -70,6 +70,14 @@ def write_cases(file: Path, cases: Iterable[Case]) -> None:
     write_text(file, "".join(line + "\n" for line in lines))
 
 
+def holds_planes(file: Path) -> bool:
+    """Whether a data set's cases.jsonl is of planes of volumes, as its first line says; False where it is not there."""
+    if not file.exists():
+        return False
+    with file.open(encoding="utf-8") as stream:
+        return json.loads(stream.readline() or "{}").get("plane") is not None
+
+
 def read_cases(file: Path) -> list[Case]:
     """Read cases.jsonl. Raises ValueError naming the line that is not a case."""
     known = {field.name for field in fields(Case)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path, PurePath
 
 import cv2
@@ -102,13 +103,21 @@ class Readings:
         self.faults: list[str] = []
         self._purpose = purpose
 
+    @cached_property
+    def bits(self) -> int:
+        """Depth that images of more than 8 bits are scaled from."""
+        return common_depth(self.files)
+
+    def read(self, file: Path) -> np.ndarray:
+        """Read one of the files as the others: (height, width, 3) uint8. Raises FaultyFile."""
+        return read_any_image(file, self.bits)[0]
+
     def __iter__(self) -> Iterator[tuple[Path, np.ndarray]]:
         from tqdm import tqdm
 
-        bits = common_depth(self.files)
         for file in tqdm(self.files, desc=self._purpose, unit="image", disable=None):
             try:
-                image, noted = read_any_image(file, bits)
+                image, noted = read_any_image(file, self.bits)
             except FaultyFile as error:
                 self.faults.append(f"{file}: {error}")
                 continue

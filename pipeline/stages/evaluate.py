@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.records.case import Case
+from pipeline.records.case import Case, holds_planes
 from pipeline.records.files import write_bytes, write_json, write_text
+from pipeline.records.findings import some
 from pipeline.records.objects import FILE as OBJECTS
 from pipeline.records.objects import write_objects
 from pipeline.records.paths import Paths
@@ -46,6 +47,8 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
         paths.ingest / "stage.json",
         paths.findings,
         paths.split / "stage.json",
+        # Spaces of volumes are read from the raw files: they stand in no output of ingest.
+        *([paths.raw] if holds_planes(paths.cases) else []),
         *(paths.root / "data" / "train" / name / "stage.json" for name in others),
     ]
 
@@ -130,15 +133,20 @@ def _write_volumes(cases: Sequence[Case], paths: Paths) -> list[str]:
             planes.setdefault(case.source, {})[case.plane] = case
     if not planes:
         return []
+    partly: list[str] = []
     with RawFolder(paths.raw) as raw:
         for source, of_plane in planes.items():
             volume = read_volume(raw.read(source))
             masks = np.zeros(volume.values.shape, np.uint16)
+            partly += [source] if len(of_plane) < len(masks) else []
             for plane, case in of_plane.items():
                 masks[plane] = read_label(paths.reports / "masks" / f"{case.case_id}.png")
             stem = next(iter(of_plane.values())).case_id.rpartition("_z")[0]
             write_bytes(paths.reports / "volumes" / f"{stem}.nii.gz", encode_like(volume, masks))
-    return [f"{len(planes)} volume(s) in volumes/, in the space of the raw files"]
+    told = f"{len(planes)} volume(s) in volumes/, in the space of the raw files"
+    if not partly:
+        return [told]
+    return [told, f"noted: of {len(partly)} only some planes were predicted, the others are 0 there: {some(partly)}"]
 
 
 def _object_classes(trained: TrainedRun, cases: Sequence[Case]) -> tuple[str, ...]:

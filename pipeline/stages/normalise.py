@@ -65,8 +65,8 @@ def run(config: Config, paths: Paths) -> list[str]:
     if not file.exists():
         _fit(settings, paths)
     tiles = _tiles_of_cases(read_cases(paths.cases), settings, paths)
-    batch = Batch(_loaded(file, config), tiles, read_image, write_png, settings.statistics)
-    batch.normalise(paths.normalise / JOURNAL)
+    batch = Batch(_loaded(file, config), tiles, read_image, settings.statistics)
+    batch.normalise(paths.normalise / JOURNAL, write_png)
     if too_many := batch.too_many_fell_back(paths.normalise, settings.fail_if_fallback_over):
         raise ValueError(too_many)
     batch.write_status(paths.normalise, "case_id")
@@ -109,8 +109,8 @@ def normalise_images(images: Path, out: Path, config: Config, reference: Path | 
     else:
         chosen = [Tile(reference.name, reference, out, None)]
         towards = _fit_to_images(config, reference, chosen, reader(common_depth([reference])), out)
-    batch = Batch(_loaded(out / STAIN, config), tiles, read, _write_anew, settings.statistics)
-    batch.normalise(out / JOURNAL)
+    batch = Batch(_loaded(out / STAIN, config), tiles, read, settings.statistics)
+    batch.normalise(out / JOURNAL, _write_anew)
     batch.write_status(out, "file")
     for line in [*_notes(remarks, others, tiles), *batch.describe(towards)]:
         print(line)

@@ -11,7 +11,7 @@ import csv
 import io
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from pipeline import __version__
 from pipeline.config import ComputeSettings, Config, PredictSettings, load_config
 from pipeline.records.case import Case, read_cases
 from pipeline.records.files import write_bytes, write_text
+from pipeline.records.findings import some
 from pipeline.records.manifest import short_name
 from pipeline.records.objects import FILE as OBJECTS
 from pipeline.records.objects import write_objects
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.case_maps import CaseMaps
     from pipeline.inference import AnyPredictor
     from pipeline.pairs import Pairs
+    from pipeline.records.images import Readings
     from pipeline.records.slides import View
     from pipeline.trained import TrainedRun
 
@@ -70,10 +72,15 @@ def run(config: Config, paths: Paths) -> list[str]:
     settings = config.model_copy(update={"compute": compute}).model_dump_json()
     # A worker outlives this command: what it holds open is of this one call.
     call, root = uuid.uuid4().hex, str(paths.root.absolute())
-    work = [(settings, root, call, case) for case in waiting]
-    made = in_order(_predict_case, work, config.compute.scheduler, paths.root, name=lambda task: task[-1].case_id)
-    for _ in tqdm(made, desc="predict", unit="image", total=len(work), disable=None):
-        continue
+    # The planes of a volume go together: a network of volumes predicts all of them at once.
+    together: dict[str, list[Case]] = {}
+    for case in waiting:
+        together.setdefault(case.source if trained.takes_volumes else case.case_id, []).append(case)
+    work = [(settings, root, call, cases) for cases in together.values()]
+    made = in_order(_predict_cases, work, config.compute.scheduler, paths.root, name=lambda task: task[-1][0].case_id)
+    with tqdm(desc="predict", unit="image", total=len(waiting), disable=None) as bar:
+        for count in made:
+            bar.update(count)
     _opened.cache_clear()
     return [f"{counts}, one {'image' if trained.outputs.is_image else 'map'} each in {paths.predict}"]
 
@@ -99,18 +106,20 @@ def _opened(settings: str, root: str, call: str) -> tuple[Paths, TrainedRun, Cas
     return paths, trained, CaseMaps(predict, paths, read_cases(paths.cases)), Pairs(trained.config, paths)
 
 
-def _predict_case(task: tuple[str, str, str, Case]) -> None:
-    """Write the map, or the made image, of one case; task: what _opened takes, and the case."""
+def _predict_cases(task: tuple[str, str, str, Sequence[Case]]) -> int:
+    """Write the maps, or the made images, of cases; return how many. task: what _opened takes, and the cases."""
     from pipeline.outputs import to_pixels
     from pipeline.records.rasters import write_png, write_probabilities
 
-    settings, root, call, case = task
+    settings, root, call, cases = task
     paths, trained, maps, pairs = _opened(settings, root, call)
-    file = _map_of(case, paths, trained)
-    if trained.outputs.is_image:
-        write_png(file, to_pixels(maps.predict(pairs.given(case)[0])))
-    else:
-        write_probabilities(file, maps(case))
+    for case in cases:
+        file = _map_of(case, paths, trained)
+        if trained.outputs.is_image:
+            write_png(file, to_pixels(maps.predict(pairs.given(case)[0])))
+        else:
+            write_probabilities(file, maps(case))
+    return len(cases)
 
 
 def _write_classes(file: Path, rows: Iterable[tuple[str, np.ndarray]], trained: TrainedRun) -> None:
@@ -141,15 +150,13 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     from pipeline.records.out_folder import check_results
     from pipeline.records.rasters import write_png
     from pipeline.reporting.overlays import draw_outlines
-    from pipeline.stains import load as load_normaliser
-    from pipeline.trained import STAIN, named_run
+    from pipeline.trained import named_run
 
     trained = named_run(run)
     predict = trained.predictor(*_settings_of(trained, overrides))
     thresholds = None if trained.outputs.is_image or trained.outputs.is_class else trained.thresholds()
     if overlay and thresholds is None:
         raise ValueError(f"--overlay shows masks, and {trained.folder} makes none; leave it out")
-    normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
     volumes = _volumes_of(images)
     if trained.takes_volumes and not volumes:
         raise ValueError(
@@ -171,9 +178,9 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     check_results(images, out, {file: [file.stem + ending for ending in endings] for file in readings.files})
     classified: list[tuple[str, np.ndarray]] = []
     objects: list[tuple[str, int, str, float]] = []
+    restained = _restaining(trained, readings)
     for file, image in readings:
-        seen = normaliser.transform(image)[0] if normaliser else image
-        made = predict(seen)
+        made = predict(restained(file, image))
         if trained.outputs.is_class:
             classified.append((file.stem, made))
             continue
@@ -196,6 +203,33 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     files, faults = readings.files, readings.faults
     print(f"Written: {len(files) - len(faults)} of {len(files)} images to {out}")
     refuse_unusable(faults, len(files), "images could not be predicted")
+
+
+def _restaining(trained: TrainedRun, readings: Readings) -> Callable[[Path, np.ndarray], np.ndarray]:
+    """Bring images to the run's stain by the statistics of its settings; the images of a folder are a group.
+
+    An image in whose name normalise.slide_pattern finds no slide belongs to the slide of its folder, which is noted.
+    """
+    from pipeline.stains import load as load_normaliser
+    from pipeline.stains.tiles import Batch, Tile, slide_of
+    from pipeline.trained import STAIN
+
+    if not (trained.folder / STAIN).exists():
+        return lambda file, image: image
+    settings = trained.config.normalise
+    pools = {file: str(file.parent) for file in readings.files}
+    if settings.statistics == "slide":
+        slides = {file: slide_of(file.stem, settings) for file in readings.files}
+        nowhere = [file.name for file, slide in slides.items() if slide is None]
+        if nowhere:
+            readings.remarks.append(
+                f"{len(nowhere)} name(s) without a slide by the run's normalise.slide_pattern "
+                f"({settings.slide_pattern}): {some(nowhere)}; their folder is taken for one"
+            )
+        pools = {file: slide or pools[file] for file, slide in slides.items()}
+    tiles = [Tile(file.name, file, file, pool) for file, pool in pools.items()]
+    batch = Batch(load_normaliser(trained.folder / STAIN), tiles, readings.read, settings.statistics)
+    return lambda file, image: batch.apply(image, pools[file]).image
 
 
 def _volumes_of(images: Path) -> list[Path]:

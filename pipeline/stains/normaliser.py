@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.records.files import write_json
 from pipeline.stains.optical_density import (
     WHITE,
+    is_dark,
     measure_white,
     sample_pixels,
     tissue_and_ink,
@@ -267,9 +268,13 @@ class StatisticalNormaliser(Normaliser):
     def _look(self, image: np.ndarray, pooled: np.ndarray | None) -> tuple[Status, np.ndarray, White | None]:
         """Look at a grid of an image's pixels: whether there is enough tissue, its pixels, and the white point.
 
+        Of fluorescence there is none, whatever colour it glows in.
+
         The white point is None where it was to be measured and no glass was found.
         """
         pixels = sample_pixels(image, self.sampled)
+        if is_dark(pixels):
+            return "background", pixels[:0], None if self.white == "measured" else self.white
         white: White | None
         if self.white != "measured":
             white = self.white

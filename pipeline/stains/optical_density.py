@@ -21,6 +21,8 @@ STAINED = 0.065
 """Mean density over the channels above which a pixel is no glass (Macenko 2009 takes 0.15 in natural logarithms)."""
 OPAQUE = 2.0
 """Density of the palest channel above which no light comes through: ink, dirt, folds, the dark of fluorescence."""
+DARK = 50
+"""Grey level below which a pixel that is so in all channels is dark."""
 COLOURED = 0.12
 """Least part of the density that differs between channels in stained tissue; dark grey and black have none."""
 BLUE_INK, RED_INK, GREEN_INK, BLACK_INK = (0.4, 1.25), (0.65, 0.18, 0.65), (0.3, 0.8), (0.85, 0.06, 1.6)
@@ -151,15 +153,27 @@ def ink_mask(density: np.ndarray) -> np.ndarray:
 def is_stained(image: np.ndarray) -> bool:
     """Say whether an image looks like stained tissue in transmitted light, from a grid of about 32 x 32 of its pixels.
 
-    Fluorescence has a dark background, unstained tissue no colour. So: half of the pixels have a channel of 50 or more,
-    channels differ by at least 8 grey levels in the mean, and green is not the lightest channel, since haematoxylin
-    and every dye in use with it absorb green. image: (height, width, 3) uint8 RGB.
+    Fluorescence has a dark background, unstained tissue no colour. So: half of the pixels have a channel of DARK or
+    more, channels differ by at least 8 grey levels in the mean, and green is not the lightest channel, since
+    haematoxylin and every dye in use with it absorb green. image: (height, width, 3) uint8 RGB.
     """
     step = max(1, min(image.shape[:2]) // 32)
     pixels = np.ascontiguousarray(image[::step, ::step]).reshape(-1, 3)
     most, least = pixels.max(axis=1), pixels.min(axis=1)
     means = pixels.mean(axis=0)
-    return bool(np.median(most) >= 50 and (most - least).mean() >= 8 and means[1] <= max(means[0], means[2]))
+    return bool(np.median(most) >= DARK and (most - least).mean() >= 8 and means[1] <= max(means[0], means[2]))
+
+
+def is_dark(pixels: np.ndarray) -> bool:
+    """Say whether pixels are of light on a dark ground, as in fluorescence of any colour: (n, 3) uint8 RGB.
+
+    Half of them are dark in all channels, and hardly any (one in twenty) is light in all, as glass and most of tissue
+    are: an image of tissue that is mostly black padding is none.
+    """
+    if not len(pixels):
+        return False
+    most, least = pixels.max(axis=1), pixels.min(axis=1)
+    return bool(np.median(most) < DARK and np.quantile(least, 0.95) < DARK)
 
 
 def sample_pixels(image: np.ndarray, times: float = 1.0) -> np.ndarray:

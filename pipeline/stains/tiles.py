@@ -86,10 +86,15 @@ class SharedStatistics:
                 continue
 
 
+def slide_of(name: str, settings: NormaliseSettings) -> str | None:
+    """Find a name's slide by normalise.slide_pattern; None where it has none."""
+    match = re.search(str(settings.slide_pattern), name)
+    return (match[1] or None) if match else None
+
+
 def slides_of(names: Sequence[str], settings: NormaliseSettings) -> dict[str, str | None]:
     """Find every name's slide by normalise.slide_pattern. Raises ValueError with the names that have none."""
-    pattern = re.compile(str(settings.slide_pattern))
-    slides = {name: match[1] if (match := pattern.search(name)) else None for name in names}
+    slides = {name: slide_of(name, settings) for name in names}
     missing = [name for name, slide in slides.items() if not slide]
     if missing:
         raise ValueError(
@@ -112,7 +117,6 @@ class Batch:
         normaliser: Normaliser,
         tiles: Sequence[Tile],
         read: Read,
-        write: Write,
         statistics: Literal["image", "slide", "group"] = "image",
     ) -> None:
         self.done: dict[str, tuple[str, str]] = {}
@@ -124,9 +128,9 @@ class Batch:
             self.shared = SharedStatistics(normaliser, tiles, read)
             self._threads = min(_MOST_THREADS, os.cpu_count() or 1)
         self._normaliser, self._tiles, self._statistics = normaliser, tiles, statistics
-        self._read, self._write = read, write
+        self._read = read
 
-    def normalise(self, journal: Path) -> None:
+    def normalise(self, journal: Path, write: Write) -> None:
         """Write every image that is not there yet.
 
         A line of the journal follows each image, so that a run that was cut off knows what became of the images it
@@ -148,8 +152,8 @@ class Batch:
                     self.done[tile.name] = written[tile.name]
                     return
                 try:
-                    normalised = self._apply(self._read(tile.source), tile.pool)
-                    self._write(tile.target, normalised.image)
+                    normalised = self.apply(self._read(tile.source), tile.pool)
+                    write(tile.target, normalised.image)
                 except FaultyFile as error:
                     self.faults[tile.name] = str(error)
                     return
@@ -170,7 +174,8 @@ class Batch:
                 # An interrupt must not wait for all that was to follow.
                 threads.shutdown(wait=True, cancel_futures=True)
 
-    def _apply(self, image: np.ndarray, pool: str | None) -> Normalised:
+    def apply(self, image: np.ndarray, pool: str | None) -> Normalised:
+        """Normalise (height, width, 3) uint8 RGB of a slide or group."""
         if self.shared is None:
             return self._normaliser.normalise(image)
         if self._statistics != "image":

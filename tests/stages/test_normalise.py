@@ -255,6 +255,12 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(
     assert contents(other.normalise) == contents(paths.normalise)
 
 
+@pytest.mark.parametrize("white", ["[256,240,240]", "[0,0,0]", "[0.94,0.94,0.94]", "[.nan,250,250]"])
+def test_glass_that_no_image_can_show_is_refused(white: str) -> None:
+    with pytest.raises(ConfigError, match=r"normalise\.white_point"):
+        load_config(None, [f"normalise.white_point={white}"])
+
+
 def test_the_white_point_is_handed_on(tmp_path: Path) -> None:
     for white in ("measured", [250.0, 240.0, 245.0]):
         config, paths = data_set(tmp_path / str(white), white_point=white)

@@ -43,12 +43,23 @@ def noise(*colour: int, spread: float = 2.0) -> np.ndarray:
     return pixels.clip(0, 255).astype(np.uint8)
 
 
+def glow(*colour: int) -> np.ndarray:
+    """Bright discs on a dark ground, as a stain that glows shows nuclei."""
+    rows, columns = np.mgrid[:64, :64]
+    light = sum(np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 60.0) for y, x in ((14, 12), (40, 25), (28, 50)))
+    shown = light[..., None] * np.array(colour) + np.random.default_rng(3).normal(6.0, 1.5, (64, 64, 3))
+    return shown.clip(0, 255).astype(np.uint8)
+
+
+GLOWS = {"blue": (0, 0, 245), "red": (180, 0, 0), "magenta": (245, 0, 245), "light blue": (25, 90, 240)}
+
 HOSTILE = {
     "white": (flat(255, 255, 255), "background"),
     "dirty white": (noise(246, 244, 243), "background"),
     "black": (flat(0, 0, 0), "background"),
     "grey": (noise(128, 128, 128, spread=0.0), "background"),
     "fluorescence": (np.repeat(noise(12, 12, 12, spread=9.0)[..., :1], 3, axis=2), "background"),
+    **{f"fluorescence in {name}": (glow(*colour), "background") for name, colour in GLOWS.items()},
     "yellow glass": (noise(226, 214, 190), "degenerate"),
     "one colour": (flat(200, 120, 180), "degenerate"),
     "one colour with noise": (noise(200, 120, 180, spread=1.0), "degenerate"),
