@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.label_values import Meaning, ValueSurvey, check_values, integers, survey, too_many
+from pipeline.label_values import BRIGHT, Meaning, ValueSurvey, check_values, integers, survey, too_many
 from pipeline.records.case import IGNORED, MAXIMUM_OBJECTS
 from pipeline.records.findings import FaultyFile, Remark
 from pipeline.records.outline import Outline
@@ -62,13 +62,15 @@ def from_object_masks(masks: Iterable[tuple[str, np.ndarray]], shape: tuple[int,
     masks: (name, (height, width) of any dtype); a mask with one value above 0 is taken as it is, one with several is
     grey or anti-aliased and thresholded (threshold is on the scale 0..255). Masks are read one after the other and
     only their bounding boxes are kept. Listed: empty masks (dropped), thresholded ones, overlaps, duplicates, objects
-    in several pieces (kept as one). Raises FaultyFile for more than 65,534 objects and other sizes.
+    in several pieces (kept as one). Raises FaultyFile for more than 65,534 objects, other sizes, and a mask of many
+    objects by their ids.
     """
     boxes: list[_Box] = []
     remarks: list[Remark] = []
     empty, grey, odd = [], [], []
     for name, mask in masks:
         check_size(mask.shape, shape)
+        _refuse_ids(mask)
         whole, rest = _as_bytes(mask)
         if rest:
             grey.append(name)
@@ -135,13 +137,13 @@ def from_outlines(
 
     Pixels whose centre lies inside belong to an object. Overlaps go by the same rule as masks; what is unknown gives
     way to every object. Objects keep their classes where every outline names one. Listed: outlines that hold no pixel
-    of the image (dropped). Raises FaultyFile for more than 65,534 objects, and where many outlines lie beyond the
-    image, which then is another one, or of another size.
+    of the image (dropped). Raises FaultyFile for more than 65,534 objects, and where many outlines, or all, lie beyond
+    the image, which then is another one, or of another size.
 
     part: the image is cut from a larger one, on whose rest outlines may lie.
     """
     beyond = 0 if part else sum(_lies_beyond(outline, shape) for outline in outlines)
-    if beyond > max(1, BEYOND * len(outlines)):
+    if beyond > max(1, BEYOND * len(outlines)) or 0 < beyond == len(outlines):
         raise FaultyFile(
             "outlines beyond the image", f"outlines within its {shape[0]} x {shape[1]} pixels",
             f"{beyond} of {len(outlines)} that lie beyond it", "give the image that they were drawn on, at its size",
@@ -206,7 +208,8 @@ def _lies_beyond(outline: Outline, shape: tuple[int, int]) -> bool:
     if not corners:
         return False
     points = np.concatenate(corners)
-    return bool((points.max(axis=0) <= 0).any() or (points.min(axis=0) >= shape[::-1]).any())
+    least, most = points.min(axis=0), points.max(axis=0)
+    return bool(((most <= 0) & (least < 0)).any() or ((least >= shape[::-1]) & (most > shape[::-1])).any())
 
 
 def _filled(outline: Outline, shape: tuple[int, int], name: str) -> _Box | None:
@@ -222,8 +225,15 @@ def _filled(outline: Outline, shape: tuple[int, int], name: str) -> _Box | None:
     if right <= left or below <= top:
         return None
     inside = np.zeros((below - top, right - left), bool)
+
+    def within(ring: np.ndarray) -> np.ndarray:
+        mask: np.ndarray = polygon2mask(inside.shape, ring[:, ::-1] - (top + 0.5, left + 0.5))
+        return mask
+
     for ring in rings:
-        inside ^= polygon2mask(inside.shape, ring[:, ::-1] - (top + 0.5, left + 0.5))
+        inside = inside | within(ring) if outline.joined else inside ^ within(ring)
+    for ring in outline.holes:
+        inside &= ~within(ring)
     return _Box(name, top, left, inside) if inside.any() else None
 
 
@@ -320,6 +330,25 @@ def _as_bytes(mask: np.ndarray) -> tuple[np.ndarray, bool]:
         return np.where(plane > 0, 255, 0).astype(np.uint8), largest not in (0, 255, 65535)
     white = 65535 if largest > 255 else 255
     return np.rint(plane * (255.0 / white)).clip(0, 255).astype(np.uint8), True
+
+
+def _refuse_ids(mask: np.ndarray) -> None:
+    """Refuse a mask of several ids: much of it is even, and little nearly white, as most of a shape in shades is."""
+    if mask.dtype.kind not in "ui":
+        return
+    largest = int(mask.max(initial=0))
+    shown = mask[mask > 0]
+    white = 255 if largest <= 255 else 65535
+    if not shown.size or (shown == largest).all() or 2 * np.count_nonzero(shown >= BRIGHT * white) >= shown.size:
+        return
+    left, right = mask[:, :-1], mask[:, 1:]
+    inside = (left > 0) & (right > 0)
+    if 2 * np.count_nonzero(left[inside] == right[inside]) > np.count_nonzero(inside):
+        raise FaultyFile(
+            "ids in a mask of one object", "0 and 255, or shades between, as of one object",
+            f"{np.unique(shown).size} even values up to {largest}",
+            "give a mask an object, or put rasters of ids into images/ and masks/, which the layout folder_pairs reads",
+        )  # fmt: skip
 
 
 def _from_overlapping_runs(rows: Sequence[str], shape: tuple[int, int]) -> Label:

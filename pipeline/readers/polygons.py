@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -29,13 +29,16 @@ from pipeline.config import IngestSettings
 from pipeline.readers.layout import RawCase, RawDataset, case_ids, stem_of
 from pipeline.records.case import LabelKind
 from pipeline.records.decode import IMAGE_SUFFIXES
-from pipeline.records.findings import Fault, FaultyFile, Finding
+from pipeline.records.findings import Fault, FaultyFile, Finding, some
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
 from pipeline.records.rle import decode_coco, decode_counts
 
 UNKNOWN = {"unsure", "ignore", "ignore*"}
 """Names of classes, in small letters, whose outlines hold unknown pixels; QuPath's is Ignore*."""
+REGIONS = {"region*", "region", "roi"}
+"""Names of classes, in small letters, whose outlines say what was looked at; QuPath's is Region*."""
+STRANGERS = "outlines without image"
 UNNAMED = "unnamed"
 """Class of outlines without one, where others have one."""
 IMAGE_FOLDERS = {"images", "image", "tissue images", "tissue_images", "imgs"}
@@ -124,11 +127,15 @@ def _one_file_an_image(raw: RawFolder, images: Sequence[str]) -> tuple[list[RawC
         if others:
             detail = f"{files[0]}: {others} shape(s) that are no polygons were left out"
             findings.append(Finding(case_id, "repaired", "no polygon", detail))
-        cases.append(RawCase(case_id, name, labelled=True, outlines=tuple(outlines)))
+        kept = [outline for outline in outlines if (outline.class_name or "").lower() not in REGIONS]
+        if len(kept) < len(outlines):
+            detail = f"{files[0]}: {len(outlines) - len(kept)} outline(s) of what was looked at are no objects"
+            findings.append(Finding(case_id, "noted", "regions", detail))
+        cases.append(RawCase(case_id, name, labelled=True, outlines=tuple(kept)))
     left = sorted(name for files in of_key.values() for name in files)
     if left:
         detail = f"{len(left)} file(s) of outlines without an image: {', '.join(left[:3])}"
-        findings.append(Finding("", "noted", "outlines without image", detail))
+        findings.append(Finding("", "noted", STRANGERS, detail))
     return cases, faults, findings
 
 
@@ -140,7 +147,8 @@ def parse_outlines(name: str, content: bytes) -> tuple[list[Outline], int]:
 def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:
     """Read Aperio's XML: outlines, and how many regions were left out for having fewer than three corners.
 
-    The Name of an Annotation, where it has one, is the class. Raises FaultyFile for other content.
+    The Name of an Annotation, where it has one, is the class. Regions with NegativeROA="1" are holes in the others of
+    their Annotation. Raises FaultyFile for other content.
     """
     try:
         # expat refuses entities that grow without bound, and nothing outside the file is ever fetched.
@@ -149,20 +157,32 @@ def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:
         raise FaultyFile("no XML", "Aperio's XML", str(error), "fetch the file again") from error
     if root.tag != "Annotations":
         raise FaultyFile("other XML", "Annotations at the top, as Aperio writes", root.tag, "give the file of outlines")
-    outlines, others = [], 0
+    outlines: list[Outline] = []
+    others = 0
     for annotation in root.iter("Annotation"):
         name = annotation.get("Name") or None
+        own: list[Outline] = []
+        holes: list[np.ndarray] = []
         for region in annotation.iter("Region"):
             try:
                 corners = [(float(corner.attrib["X"]), float(corner.attrib["Y"])) for corner in region.iter("Vertex")]
                 if len(corners) < 3:
                     others += 1
+                elif region.get("NegativeROA") == "1":
+                    holes += _outline([corners], name).rings
                 else:
-                    outlines.append(_outline([corners], name))
+                    own.append(_outline([corners], name))
             except (KeyError, ValueError) as error:
                 found = f"a corner of region {region.get('Id')} without: {error}"
                 raise FaultyFile("no coordinates", "numbers X and Y at every Vertex", found) from error
+        outlines += (replace(outline, holes=tuple(ring for ring in holes if _meet(outline, ring))) for outline in own)
     return outlines, others
+
+
+def _meet(outline: Outline, ring: np.ndarray) -> bool:
+    """Whether the boxes of an outline and of a ring share anything."""
+    points = np.concatenate(outline.rings)
+    return bool((points.min(axis=0) < ring.max(axis=0)).all() and (points.max(axis=0) > ring.min(axis=0)).all())
 
 
 def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:
@@ -207,7 +227,7 @@ def _of_coco(
         faults += wrong
         if strangers:
             detail = f"{file}: {strangers} annotation(s) of images that are not listed"
-            findings.append(Finding("", "noted", "outlines without image", detail))
+            findings.append(Finding("", "noted", STRANGERS, detail))
         for case in found:
             other = listed_in.setdefault(case.image, file)
             if other == file:
@@ -220,50 +240,92 @@ def _of_coco(
         names = " or ".join(files)
         detail = f"{len(unlisted)} image(s) that {names} does not list were left out: {', '.join(unlisted[:3])}"
         findings.append(Finding("", "noted", "image without entry", detail))
+    if cases and not any(case.outlines for case in cases) and any(finding.fault == STRANGERS for finding in findings):
+        raise ValueError(
+            f"{', '.join(map(raw.origin, files))}: expected annotations whose image_id is the id of a listed image, "
+            "found none; mend the ids (numbers and text differ)"
+        )
     ids = case_ids([stem_of(case.image) for case in cases], IMAGE_FOLDERS | PARTS)
+    faults = [replace(fault, case_id=ids.get(fault.case_id, fault.case_id)) for fault in faults]
     return [replace(case, case_id=ids[stem_of(case.image)]) for case in cases], faults, findings
 
 
 def _of_one_coco(raw: RawFolder, file: str, images: Sequence[str]) -> tuple[list[RawCase], list[Fault], int]:
     """Cases of one file by their images' names, faults, and how many annotations are of images that it does not list.
 
+    An image whose entry or annotations cannot be used is a fault, and a case without outlines.
     Raises ValueError where it is no such file.
     """
     try:
         document = _json(raw.read(file))
-        listed = {image["id"]: image for image in document["images"]}
+        ids = [image["id"] for image in document["images"]]
+        listed = dict(zip(ids, document["images"], strict=True))
         categories = {entry["id"]: str(entry["name"]) for entry in document.get("categories", [])}
-        annotations = [(entry["image_id"], _of_annotation(entry, categories)) for entry in document["annotations"]]
-    except (FaultyFile, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        drawn: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for entry in document["annotations"]:
+            drawn[entry["image_id"]].append(entry)
+    except (FaultyFile, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{raw.origin(file)}: expected COCO's images and annotations, found {error}") from error
-    places = _places({key: str(image.get("file_name")) for key, image in listed.items()}, images)
-    outlines: dict[Any, list[Outline]] = defaultdict(list)
-    for key, outline in annotations:
-        outlines[key].append(outline)
+    if len(listed) < len(ids):
+        repeated = sorted(str(key) for key, count in Counter(ids).items() if count > 1)
+        raise ValueError(
+            f"{raw.origin(file)}: expected every image id once, found {some(repeated)} several times, so that "
+            "annotations could be of either; number the images of joined files anew"
+        )
+    places = _places({key: str(image.get("file_name")) for key, image in listed.items()}, images, file)
     cases: list[RawCase] = []
     faults: list[Fault] = []
     for key, image in listed.items():
         place = places[key]
-        if place is None:
+        if isinstance(place, list):
             name = str(image.get("file_name"))
-            found = "no such file, or several"
-            faults.append(Fault(name, "missing image", file, f"one file {name}", found, "add it, or drop its entry"))
+            found = f"{len(place)}: {', '.join(place[:3])}" if place else "none"
+            faults.append(Fault(name, "missing image", file, f"one file {name}", found, "add it, or mend file_name"))
             continue
-        size = (int(image["height"]), int(image["width"])) if {"height", "width"} <= image.keys() else None
-        cases.append(RawCase(stem_of(place), place, labelled=True, outlines=tuple(outlines[key]), size=size))
-    return cases, faults, sum(key not in listed for key, _ in annotations)
+        try:
+            size = _size_of(image)
+            outlines = tuple(_of_annotation(entry, categories, size) for entry in drawn[key])
+        except FaultyFile as fault:
+            faults.append(fault.at(stem_of(place), file))
+            outlines, size = (), None
+        cases.append(RawCase(stem_of(place), place, labelled=True, outlines=outlines, size=size))
+    return cases, faults, sum(len(entries) for key, entries in drawn.items() if key not in listed)
 
 
-def _of_annotation(entry: dict[str, Any], categories: dict[Any, str]) -> Outline:
-    """The outline of one of COCO's annotations: polygons, or run lengths, as crowds are."""
+def _size_of(image: dict[str, Any]) -> tuple[int, int] | None:
+    """Height and width of an image as COCO's file tells them; None where it does not. Raises FaultyFile for others."""
+    if image.get("height") is None or image.get("width") is None:
+        return None
+    try:
+        return int(image["height"]), int(image["width"])
+    except (TypeError, ValueError, OverflowError) as error:
+        found = f"{image['height']!r} and {image['width']!r}"
+        raise FaultyFile("no number", "height and width of the image", found, "mend its entry") from error
+
+
+def _of_annotation(entry: dict[str, Any], categories: dict[Any, str], size: tuple[int, int] | None) -> Outline:
+    """The outline of one of COCO's annotations: polygons, or run lengths, as crowds are.
+
+    size: height and width of its image, which run lengths must be of. Raises FaultyFile where there is no such outline.
+    """
+    told = f"annotation {entry.get('id')}"
     shape = entry.get("segmentation")
-    if isinstance(shape, dict):
-        rings = _rings_of_runs(shape)
-    elif isinstance(shape, list):
-        rings = [np.asarray(ring, float).reshape(-1, 2) for ring in shape if len(ring) >= 6]
-    else:
-        raise ValueError(f"an annotation of image {entry['image_id']} without segmentation")
-    outline = _outline(rings, categories.get(entry.get("category_id")))
+    if not shape:
+        found = f"{told} without one" + (", with a box" if entry.get("bbox") else "")
+        raise FaultyFile("no segmentation", "polygons or run lengths", found, "boxes alone tell no pixels")
+    try:
+        if isinstance(shape, dict):
+            of = tuple(map(int, shape["size"]))
+            if size is not None and of != size:
+                expected = f"run lengths of {size[0]} x {size[1]} pixels, as the image"
+                raise FaultyFile("size mismatch", expected, f"{told} of {of[0]} x {of[1]}", "encode it for the image")
+            outline = _outline(_rings_of_runs(shape), categories.get(entry.get("category_id")))
+        else:
+            rings = [np.asarray(ring, float).reshape(-1, 2) for ring in shape if len(ring) >= 6]
+            # Parts of one object, of which some may overlap.
+            outline = replace(_outline(rings, categories.get(entry.get("category_id"))), joined=True)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise FaultyFile("no outline", "lists of x and y, or run lengths", f"{told}: {error}", "mend it") from error
     return replace(outline, ignored=outline.ignored or bool(entry.get("iscrowd")))
 
 
@@ -280,17 +342,25 @@ def _rings_of_runs(packed: dict[str, Any]) -> list[np.ndarray]:
     return [ring[:, ::-1] - 0.5 for ring in find_contours(np.pad(mask, 1).astype(np.float32), 0.5)]
 
 
-def _places(told: dict[Any, str], images: Sequence[str]) -> dict[Any, str | None]:
-    """Find the file of each image that COCO's file names: by its path, else by its name where that is the only one."""
+def _places(told: dict[Any, str], images: Sequence[str], file: str) -> dict[Any, str | list[str]]:
+    """Find the file of each image that COCO's file names: by its path, else by its name where that is the only one.
+
+    Of several those count that lie in a folder after which COCO's file is named (instances_val2017.json: val2017).
+    Where there is no such file, or there are several still, they are listed instead. Windows' paths are understood.
+    """
+    words = {*re.split(r"[^a-z0-9]+", PurePosixPath(file).stem.lower())}
     of_name: dict[str, list[str]] = defaultdict(list)
     for image in images:
         of_name[PurePosixPath(image).name].append(image)
-    places: dict[Any, str | None] = {}
+    places: dict[Any, str | list[str]] = {}
     for key, name in told.items():
+        name = name.replace("\\", "/").removeprefix("./")
         alike = of_name.get(PurePosixPath(name).name, [])
         exact = [image for image in alike if image == name or image.endswith(f"/{name}")]
         chosen = exact if exact else alike
-        places[key] = chosen[0] if len(chosen) == 1 else None
+        if len(chosen) > 1:
+            chosen = [image for image in chosen if words & {*PurePosixPath(image.lower()).parts[:-1]}] or chosen
+        places[key] = chosen[0] if len(chosen) == 1 else chosen
     return places
 
 
@@ -307,10 +377,13 @@ def _outline(rings: Iterable[Any], name: object) -> Outline:
 
 def _coco_files(raw: RawFolder) -> list[str]:
     """The files of COCO's by their keys: one, or one a part; those of captions hold no segmentation."""
-    keys = b'"images"', b'"annotations"'
-    files = {name: raw.read(name) for name in raw.files() if name.lower().endswith(".json")}
-    found = [name for name, content in files.items() if all(key in content for key in keys)]
-    return [name for name in found if b'"segmentation"' in files[name]] or found
+    found: dict[str, bool] = {}
+    for name in raw.files():
+        if name.lower().endswith(".json"):
+            content = raw.read(name)
+            if b'"images"' in content and b'"annotations"' in content:
+                found[name] = b'"segmentation"' in content
+    return [name for name, outlined in found.items() if outlined] or [*found]
 
 
 def _json(content: bytes) -> Any:

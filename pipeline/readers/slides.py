@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline.config import IngestSettings
 from pipeline.readers.layout import RawCase, RawDataset, case_ids, stem_of
-from pipeline.readers.polygons import OUTLINE_FOLDERS, parse_outlines, with_class_numbers
+from pipeline.readers.polygons import OUTLINE_FOLDERS, REGIONS, parse_outlines, with_class_numbers
 from pipeline.readers.polygons import SUFFIXES as OUTLINE_SUFFIXES
 from pipeline.records.blocks import Block, even_blocks, find_tissue
 from pipeline.records.case import LabelKind
@@ -39,8 +39,6 @@ CLOSER = 0.9
 """Pixels of the finest level along the side of one, below which a slide counts as enlarged."""
 ENLARGED = 4
 """Times that a slide may be enlarged at most: beyond, there is nothing to be seen for the resolution asked for."""
-REGIONS = {"region*", "region", "roi"}
-"""Names of classes, in small letters, whose outlines say what was looked at; QuPath's is Region*."""
 
 
 def recognises(raw: RawFolder) -> bool:
@@ -132,7 +130,7 @@ def _tiles(
             if others:
                 detail = f"{label}: {others} shape(s) that are no polygons were left out"
                 findings.append(Finding(slide_id, "repaired", "no polygon", detail))
-            scaled = [_scaled(outline, view.scale) for outline in outlines if any(map(len, outline.rings))]
+            scaled = [outline.smaller(view.scale) for outline in outlines if any(map(len, outline.rings))]
             regions = [outline for outline in scaled if (outline.class_name or "").lower() in REGIONS]
             drawn = [outline for outline in scaled if (outline.class_name or "").lower() not in REGIONS]
             places, looked_at = _places(drawn, blocks), _places(regions, blocks)
@@ -153,7 +151,7 @@ def _tiles(
             raster=label if drawn is None else None,
         )  # fmt: skip
         if drawn is not None:
-            own = [_moved(drawn[index], block) for index in places[number]]
+            own = [drawn[index].moved(left, top) for index in places[number]]
             if regions:
                 own.append(_outside([regions[index] for index in looked_at[number]], block))
             case = replace(case, outlines=tuple(own))
@@ -169,10 +167,6 @@ def _tiles(
     return cases, [], findings
 
 
-def _scaled(outline: Outline, scale: float) -> Outline:
-    return replace(outline, rings=tuple(ring / scale for ring in outline.rings))
-
-
 def _places(outlines: Sequence[Outline], blocks: Sequence[Block]) -> list[np.ndarray]:
     """For each block the numbers of the outlines whose box meets it."""
     points = [np.concatenate(outline.rings) for outline in outlines]
@@ -184,17 +178,11 @@ def _places(outlines: Sequence[Outline], blocks: Sequence[Block]) -> list[np.nda
     ]
 
 
-def _moved(outline: Outline, block: Block) -> Outline:
-    """The outline as it lies in a block."""
-    top, left, _, _ = block
-    return replace(outline, rings=tuple(ring - (left, top) for ring in outline.rings))
-
-
 def _outside(regions: Sequence[Outline], block: Block) -> Outline:
     """What of a block lies in none of the regions, as one outline of the unknown."""
-    _, _, height, width = block
+    top, left, height, width = block
     frame = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
-    rings = (ring for region in regions for ring in _moved(region, block).rings)
+    rings = (ring for region in regions for ring in region.moved(left, top).rings)
     return Outline((frame, *rings), ignored=True)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +13,8 @@ class Outline:
     """One object.
 
     rings: closed or open rings, (points, 2) float x and y in pixels, where the upper left pixel is the square from 0 to
-    1; a pixel is inside where its centre is within an odd number of rings, so that inner rings are holes.
+    1; a pixel is inside where its centre is within an odd number of rings, so that inner rings are holes, or, of joined
+    ones, within any; holes: rings whose pixels are taken away after that.
     class_name: None where classes are not told apart; class_id: its number from 1 on, over the whole data set; ignored:
     what lies inside is unknown, not background.
     """
@@ -21,3 +23,17 @@ class Outline:
     class_name: str | None = None
     class_id: int = 1
     ignored: bool = False
+    joined: bool = False
+    holes: tuple[np.ndarray, ...] = ()
+
+    def moved(self, left: float, top: float) -> Outline:
+        """The same in an image whose upper left corner lies there."""
+        return self._with(lambda ring: ring - (left, top))
+
+    def smaller(self, times: float) -> Outline:
+        """The same in an image so many times smaller."""
+        return self._with(lambda ring: ring / times)
+
+    def _with(self, change: Callable[[np.ndarray], np.ndarray]) -> Outline:
+        rings, holes = (tuple(map(change, rings)) for rings in (self.rings, self.holes))
+        return replace(self, rings=rings, holes=holes)

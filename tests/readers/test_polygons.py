@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from pipeline.config import IngestSettings, load_config
 from pipeline.labels import from_outlines
 from pipeline.readers import READERS, RawDataset, layout_of
-from pipeline.readers.polygons import _rings_of_runs
+from pipeline.readers.polygons import _rings_of_runs, aperio_outlines
 from pipeline.records.case import IGNORED, read_cases
 from pipeline.records.findings import FaultyFile, read_findings
 from pipeline.records.outline import Outline
@@ -82,7 +83,7 @@ def test_a_rectangle_on_the_grid_holds_its_pixels(sides: tuple[int, int, int, in
     top, below = sorted(sides[2:])
     expected = np.zeros(SHAPE, np.uint16)
     expected[max(top, 0) : max(below, 0), max(left, 0) : max(right, 0)] = 1
-    label = from_outlines([box(left, top, right, below)], SHAPE)
+    label = from_outlines([box(left, top, right, below)], SHAPE, part=True)
     np.testing.assert_array_equal(label.raster, expected)
     assert [remark.fault for remark in label.remarks] == ([] if expected.any() else ["empty outline"])
 
@@ -216,12 +217,99 @@ def test_coco_may_lie_in_a_file_a_part_and_crowds_are_unknown(tmp_path: Path) ->
     assert (fault.fault, fault.found) == ("listed twice", "instances_train.json and instances_val.json")
 
 
+def test_negative_regions_of_aperio_are_holes() -> None:
+    def region(left: int, top: int, right: int, below: int, negative: int) -> str:
+        corners = ((left, top), (right, top), (right, below), (left, below))
+        vertices = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in corners)
+        return f'<Region NegativeROA="{negative}"><Vertices>{vertices}</Vertices></Region>'
+
+    drawn = region(1, 1, 11, 11, 0) + region(4, 4, 14, 8, 1) + region(16, 1, 20, 5, 0)
+    content = f'<Annotations><Annotation Name="Tumour"><Regions>{drawn}</Regions></Annotation></Annotations>'
+    outlines, others = aperio_outlines(content.encode())
+    expected = np.zeros(SHAPE, np.uint16)
+    expected[1:11, 1:11] = 1
+    expected[4:8, 4:14] = 0
+    expected[1:5, 16:20] = 2
+    assert others == 0
+    np.testing.assert_array_equal(from_outlines(outlines, SHAPE).raster, expected)
+    moved = [outline.smaller(0.5).moved(2, 0) for outline in outlines]
+    np.testing.assert_array_equal(from_outlines(moved, (40, 58)).raster, expected.repeat(2, 0).repeat(2, 1)[:, 2:])
+
+
+def of_coco(folder: Path, *annotations: dict[str, Any], **entry: object) -> RawDataset:
+    """Read a file of COCO's with one image of SHAPE and these annotations of it."""
+    images = [{"id": 1, "file_name": "a.png", "height": SHAPE[0], "width": SHAPE[1]} | entry]
+    shapes = [{"id": number, "image_id": 1} | one for number, one in enumerate(annotations, start=1)]
+    put(folder, a_DOT_png=None, coco_DOT_json=json.dumps({"images": images, "annotations": shapes}))
+    return read(folder)
+
+
+def test_the_parts_of_an_object_of_coco_are_joined_as_pycocotools_does(tmp_path: Path) -> None:
+    from pycocotools import mask as coco
+
+    parts = [[1.0, 1, 11, 1, 11, 11, 1, 11], [6.0, 6, 16, 6, 16, 16, 6, 16]]
+    ((outline,),) = (case.outlines for case in of_coco(tmp_path, {"segmentation": parts}).cases)
+    expected = coco.decode(coco.merge(coco.frPyObjects(parts, *SHAPE)))
+    np.testing.assert_array_equal(from_outlines([outline], SHAPE).raster, expected)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "entry", "said"),
+    [
+        ({"segmentation": [], "bbox": [1, 1, 4, 4]}, {}, r"no segmentation.*annotation 1 without one, with a box"),
+        ({"segmentation": {"counts": [10, 5, 85], "size": [10, 10]}}, {}, r"20 x 30 pixels, as the image.*of 10 x 10"),
+        ({"segmentation": [[0, 0, 4, 0, 4, 4, 1]]}, {}, r"no outline.*annotation 1: cannot reshape"),
+        ({"segmentation": [[0, 0, 4, 0, 4, 4]]}, {"height": "tall"}, r"height and width of the image, found 'tall'"),
+    ],
+)
+def test_an_annotation_that_cannot_be_used_is_a_fault_of_its_image(
+    tmp_path: Path, annotation: dict[str, Any], entry: dict[str, Any], said: str
+) -> None:
+    dataset = of_coco(tmp_path, annotation, **entry)
+    (fault,) = dataset.faults
+    assert re.search(said, str(fault)) and [case.case_id for case in dataset.cases] == [fault.case_id] == ["a"]
+
+
+def test_faults_of_coco_are_of_cases_so_that_these_can_be_left_out(tmp_path: Path) -> None:
+    entry = {"id": 1, "file_name": "a.png"}
+    shapes = [{"image_id": 1, "segmentation": [np.ravel(SQUARE).tolist()]}]
+    for name in ("nuclei", "glands"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"images": [entry], "annotations": shapes}))
+    put(tmp_path, images__a_DOT_png=None)
+    dataset = read(tmp_path)
+    assert [(fault.case_id, fault.fault) for fault in dataset.faults] == [("a", "listed twice")]
+    assert [case.case_id for case in dataset.cases] == ["a"]
+
+
+def test_ids_that_tell_no_image_are_refused(tmp_path: Path) -> None:
+    square = [np.ravel(SQUARE).tolist()]
+    with pytest.raises(ValueError, match=r"coco\.json: expected annotations whose image_id is the id of a listed"):
+        of_coco(tmp_path, {"image_id": "1", "segmentation": square})
+    images = [{"id": 1, "file_name": name} for name in ("a.png", "b.png")]
+    put(tmp_path, b_DOT_png=None, coco_DOT_json=json.dumps({"images": images, "annotations": []}))
+    with pytest.raises(ValueError, match=r"expected every image id once, found 1 several times"):
+        read(tmp_path)
+
+
+def test_what_was_looked_at_is_no_object(tmp_path: Path) -> None:
+    features = [
+        {"geometry": {"type": "Polygon", "coordinates": [SQUARE]}, "properties": {"classification": {"name": name}}}
+        for name in ("Region*", "Nucleus")
+    ]
+    put(tmp_path, a_DOT_png=None, a_DOT_geojson=json.dumps(features))
+    dataset = read(tmp_path)
+    assert [len(case.outlines or ()) for case in dataset.cases] == [1]
+    assert [found.fault for found in dataset.findings] == ["regions"]
+
+
 def test_outlines_of_another_image_are_no_repair(tmp_path: Path) -> None:
     beyond = box(40, 2, 44, 6), box(3, 25, 9, 30)
     with pytest.raises(FaultyFile, match=r"expected outlines within its 20 x 30 pixels, found 2 of 3 that lie beyond"):
         from_outlines([box(1, 1, 4, 4), *beyond], SHAPE)
     assert from_outlines([box(1, 1, 4, 4), *beyond], SHAPE, part=True).count == 1
     assert from_outlines([box(1, 1, 4, 4), beyond[0]], SHAPE).count == 1
+    with pytest.raises(FaultyFile, match=r"found 1 of 1 that lie beyond it"):
+        from_outlines([beyond[0]], SHAPE)
 
 
 def test_patients_are_found_in_names_below_any_folder(tmp_path: Path) -> None:
@@ -242,7 +330,7 @@ def test_coco_names_images_that_are_absent_and_strangers(tmp_path: Path) -> None
     put(tmp_path, a_DOT_png=None, b_DOT_png=None, coco_DOT_json=json.dumps(coco))
     dataset = read(tmp_path)
     assert [(fault.case_id, fault.fault, fault.found) for fault in dataset.faults] == [
-        ("gone.png", "missing image", "no such file, or several"),
+        ("gone.png", "missing image", "none"),
     ]  # fmt: skip
     assert [found.fault for found in dataset.findings] == ["outlines without image", "image without entry"]
     ((outline,),) = (case.outlines for case in dataset.cases)
@@ -277,4 +365,10 @@ def test_images_of_one_name_in_two_folders_are_told_apart_or_refused(tmp_path: P
     }  # fmt: skip
     put(tmp_path, coco_DOT_json=coco("a.png"))
     (fault,) = read(tmp_path).faults
-    assert fault.found == "no such file, or several"
+    assert fault.found == "2: x/one/a.png, x/two/a.png"
+    # A file that is named after the folder means that one; Windows writes paths its own way.
+    (tmp_path / "coco.json").unlink()
+    put(tmp_path, instances_two_DOT_json=coco("a.png"))
+    assert [case.image for case in read(tmp_path).cases] == ["x/two/a.png"]
+    put(tmp_path, instances_two_DOT_json=coco("one\\a.png"))
+    assert [case.image for case in read(tmp_path).cases] == ["x/one/a.png"]
