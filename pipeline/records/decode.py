@@ -1,16 +1,17 @@
 """From the bytes of one raw file to pixels: PNG, JPEG, TIFF and BMP, whatever the suffix says.
 
-PNG of 8 and 16 bits goes through OpenCV, the rest through Pillow, and what Pillow cannot hold (16-bit colour TIFF)
-through OpenCV again. A file that ends early is refused, never completed with grey.
+PNG of 8 and 16 bits goes through OpenCV, the rest through Pillow, and TIFFs that Pillow cannot hold (deep colours,
+other compressions) through tifffile. A file that ends early is refused, never completed with grey.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -40,7 +41,18 @@ _MAGIC = (
 )
 _PALETTE = 3
 _ORIENTATION = 0x0112
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL = 258, 262, 277
+_WHITE_IS_ZERO = 0
+_COLOURS = (_WHITE_IS_ZERO, 1, 2, 6)
+"""TIFF's photometric interpretations that tifffile gives as grey or RGB: white or black is 0, RGB, YCbCr of a JPEG."""
+_ALPHA = {1, 2}
+"""TIFF's kinds of extra samples that are transparency."""
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1], 3: lambda pixels: pixels[::-1, ::-1], 4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1), 6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1), 8: lambda pixels: np.rot90(pixels),
+}  # fmt: skip
+"""What turns an image upright, by its EXIF orientation."""
 _BITS = (8, 10, 12, 14, 16)
 BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error, cv2.error,
@@ -48,6 +60,7 @@ BROKEN = (
 )  # fmt: skip
 """What decoders of others raise for damaged bytes."""
 _FETCH_AGAIN = "fetch the file again"
+_SAVE_PLAINLY = "save the file as 8-bit PNG"
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,8 @@ def decode(name: str, content: bytes, role: Literal["image", "label"]) -> Decode
     """Decode one file; a palette gives its colours for an image and its indices for a label.
 
     An orientation in the file's EXIF data is applied, as viewers do, and remarked on; so is a suffix of another format.
+    A TIFF in which white is 0 is inverted for an image and left as it is stored for a label, which is remarked on; of 1
+    bit it is inverted for both.
     Raises FaultyFile where the bytes are no such image, end early, hold several pages or too many pixels.
     """
     found = next((kind for magic, kind in _MAGIC if content.startswith(magic)), None)
@@ -100,10 +115,10 @@ def from_array(pixels: np.ndarray) -> Decoded:
 
 
 def bit_depth(pixels: np.ndarray) -> int:
-    """Fewest bits, of 8, 10, 12, 14 and 16, that hold an integer image's largest value; 8 for other dtypes."""
+    """Fewest bits, of 8, 10, 12, 14 and 16, that hold an integer image's largest value, alpha aside; 8 for others."""
     if pixels.dtype.kind not in "ui":
         return 8
-    largest = int(pixels.max(initial=0))
+    largest = int((pixels[..., :3] if pixels.ndim == 3 else pixels).max(initial=0))
     return next((bits for bits in _BITS if largest < 1 << bits), 16)
 
 
@@ -113,7 +128,7 @@ def to_rgb(decoded: Decoded, bits: int = 16) -> tuple[np.ndarray, list[Remark]]:
     Grey becomes three equal channels and opaque alpha is dropped, without a remark. Remarked on: alpha that is not
     opaque is composited over white; more than 8 bits are scaled so that 2**bits - 1 becomes 255 (bits is the depth of
     the whole data set, so that all images are scaled alike); floats of 0..1 become 0..255.
-    Raises FaultyFile for other floats, negative values and channel counts.
+    Raises FaultyFile for other floats, negative values and channel counts, and where nothing is opaque at all.
     """
     pixels, remarks = decoded.pixels, list(decoded.remarks)
     if pixels.dtype == np.float32:
@@ -125,12 +140,17 @@ def to_rgb(decoded: Decoded, bits: int = 16) -> tuple[np.ndarray, list[Remark]]:
         if pixels.min() < 0 or pixels.max() > 65535:
             raise FaultyFile("unknown range of values", "0..65535", _range(pixels), "save the image with 8 or 16 bits")
         top = (1 << bits) - 1
-        pixels = np.clip(np.rint(pixels * (255.0 / top)), 0, 255).astype(np.uint8)
+        scale = np.full(pixels.shape[2:], 255.0 / top)
+        if pixels.ndim == 3 and pixels.shape[2] == 4 and pixels[..., 3].max() > top:
+            scale[3] = 255.0 / 65535  # alpha fills its bits, however few the colours need
+        pixels = np.clip(np.rint(pixels * scale), 0, 255).astype(np.uint8)
         remarks.append(Remark("repaired", "deep image", f"values of 0..{top} became 0..255"))
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), remarks
     if pixels.shape[2] == 4:
         alpha = pixels[..., 3]
+        if not alpha.any():
+            raise FaultyFile("transparent image", "something to see", "alpha of 0 everywhere", "save it without alpha")
         if alpha.min() < 255:
             cover = alpha[..., np.newaxis].astype(np.float32) / 255.0
             pixels = np.rint(pixels[..., :3] * cover + 255.0 * (1.0 - cover)).astype(np.uint8)
@@ -195,23 +215,85 @@ def _with_pillow(
     try:
         with Image.open(io.BytesIO(content)) as image:
             _check_size(*image.size)
-            pages = getattr(image, "n_frames", 1)
-            if pages > 1:
-                raise FaultyFile("several pages", "one page", str(pages), "save each page as a file of its own")
-            if max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8 and image.mode in ("RGB", "RGBA"):
-                # Pillow would keep the high byte of each channel and say nothing.
-                return _with_opencv(content, found), []
+            _check_pages(getattr(image, "n_frames", 1))
             turned = image.getexif().get(_ORIENTATION, 1)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            pixels, remarks = _from_pillow(upright, role)
+            if found == "TIFF" and _is_beyond_pillow(image):
+                pixels, remarks = _with_tifffile(content, role)
+                pixels = np.ascontiguousarray(_UPRIGHT[turned](pixels)) if turned in _UPRIGHT else pixels
+            else:
+                image.load()
+                pixels, remarks = _from_pillow(ImageOps.exif_transpose(image), role)
     except Image.UnidentifiedImageError:
+        if found == "TIFF":
+            return _with_tifffile(content, role)
         return _with_opencv(content, found), []
     if turned != 1:
         remarks.append(
             Remark("repaired", "orientation", f"{name}: turned upright as its EXIF orientation {turned} says")
         )
     return pixels, remarks
+
+
+def _is_beyond_pillow(image: Image.Image) -> bool:
+    """Whether Pillow would keep the high byte of each channel of a TIFF, one of several channels, or invert it."""
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    several = tags.get(_SAMPLES_PER_PIXEL, 1) > 1
+    deep_colours = bits > 8 and (several or image.mode in ("RGB", "RGBA"))
+    white_is_zero = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and bits > 1
+    one_channel = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;")
+    return deep_colours or white_is_zero or (several and one_channel)
+
+
+def _with_tifffile(content: bytes, role: Literal["image", "label"]) -> tuple[np.ndarray, list[Remark]]:
+    """Decode a TIFF of one page, of any compression and order of channels."""
+    import tifffile
+
+    remarks = []
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            _check_pages(len(file.pages))
+            page: Any = file.pages[0]
+            _check_size(page.imagewidth, page.imagelength)
+            pixels = page.asarray()
+    except (RuntimeError, tifffile.TiffFileError) as error:  # as imagecodecs has it, and a codec that is not there
+        raise FaultyFile("truncated or damaged file", "a whole TIFF", str(error), _FETCH_AGAIN) from error
+    axes = page.axes.replace("Z", "")
+    if axes == "SYX":
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.shape[:2] != (page.imagelength, page.imagewidth):
+        raise FaultyFile("damaged file", f"{page.imagelength} x {page.imagewidth}", f"{pixels.shape}", _FETCH_AGAIN)
+    if axes not in ("YX", "YXS", "SYX") or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
+        raise FaultyFile("unknown channels", "grey, RGB or RGBA", f"{pixels.shape} of axes {page.axes}", _SAVE_PLAINLY)
+    if page.photometric not in _COLOURS:
+        raise FaultyFile("unknown channels", "grey, RGB or RGBA", f"{page.photometric!r}", _SAVE_PLAINLY)
+    if pixels.ndim == 3 and pixels.shape[2] == 4 and not {*page.extrasamples} & _ALPHA:
+        pixels = pixels[..., :3]
+        remarks.append(Remark("repaired", "further channel", "a fourth channel that is no alpha was dropped"))
+    if page.photometric == _WHITE_IS_ZERO:
+        if role == "image":
+            pixels = pixels.max(initial=0) - pixels if pixels.dtype.kind == "f" else ~pixels
+        else:
+            remarks.append(Remark("noted", "white is 0", "values of the label were taken as they are stored"))
+    return _as_known(pixels), remarks
+
+
+def _as_known(pixels: np.ndarray) -> np.ndarray:
+    """Bring pixels to a dtype that Decoded has, without a change of values."""
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * 255
+    if pixels.dtype.kind == "f":
+        return pixels.astype(np.float32)
+    if pixels.dtype in (np.uint8, np.uint16):
+        return np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("=")))
+    if pixels.dtype.kind in "ui" and (pixels.max(initial=0) < 1 << 31) and (pixels.min(initial=0) >= -(1 << 31)):
+        return pixels.astype(np.int32)
+    raise FaultyFile("unknown range of values", "8, 16 or 32 bits", _range(pixels), _SAVE_PLAINLY)
+
+
+def _check_pages(pages: int) -> None:
+    if pages > 1:
+        raise FaultyFile("several pages", "one page", str(pages), "save each page as a file of its own")
 
 
 def _from_pillow(image: Image.Image, role: Literal["image", "label"]) -> tuple[np.ndarray, list[Remark]]:
@@ -232,7 +314,7 @@ def _from_pillow(image: Image.Image, role: Literal["image", "label"]) -> tuple[n
         return np.array(image), []
     if mode in ("CMYK", "YCbCr", "LAB", "HSV") and role == "image":
         return np.array(image.convert("RGB")), [Remark("repaired", "colour space", f"{mode} became RGB")]
-    raise FaultyFile("unknown channels", "grey, RGB, RGBA or a palette", f"mode {mode}", "save the file as 8-bit PNG")
+    raise FaultyFile("unknown channels", "grey, RGB, RGBA or a palette", f"mode {mode}", _SAVE_PLAINLY)
 
 
 def _with_opencv(content: bytes, found: str) -> np.ndarray:

@@ -156,13 +156,14 @@ class _Scanned(Slide):
 class _Segmented(Slide):
     """A TIFF by its strips or tiles.
 
-    of_ids: of one channel of 1, 8 or 16 bits, whose segments that the writer left out hold 0, not white.
+    of_ids: of one channel of 1, 8 or 16 bits, whose segments that the writer left out hold 0, not white; where white is
+    0, those of more than 1 bit are taken as they are stored, as `decode` takes labels.
     """
 
     def __init__(self, file: Path, *, of_ids: bool = False) -> None:
         import tifffile
 
-        self.file, self._lock, self._blank = file, threading.Lock(), 0 if of_ids else 255
+        self.file, self._lock, self._of_ids = file, threading.Lock(), of_ids
         try:
             self._tiff = tifffile.TiffFile(file)
             series = self._tiff.series[0]
@@ -229,9 +230,9 @@ class _Segmented(Slide):
             raise FaultyFile("damaged slide", f"segment {index}", repr(error), "fetch the file again") from error
         if decoded is None:  # a tile that the writer left out for holding nothing
             samples = 1 if page.axes.startswith("S") else page.samplesperpixel
-            return np.full((tall, wide, samples), self._blank, page.dtype)
+            return np.full((tall, wide, samples), 0 if self._of_ids else 255, page.dtype)
         pixels = np.asarray(decoded[0])
-        if page.photometric == _WHITE_IS_ZERO:
+        if page.photometric == _WHITE_IS_ZERO and not (self._of_ids and page.bitspersample > 1):
             return ~pixels if pixels.dtype == np.bool_ else ((1 << page.bitspersample) - 1) - pixels
         return pixels
 

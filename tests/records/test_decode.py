@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -110,6 +111,94 @@ def test_float_images_of_0_to_1_are_scaled_and_others_refused() -> None:
     tifffile.imwrite(stream, np.array([[0.0, np.nan]], np.float32))
     with pytest.raises(FaultyFile, match=r"expected floats of 0\.\.1"):
         rgb("a.tif", stream.getvalue())
+
+
+def tiff(pixels: np.ndarray, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, pixels, **options)
+    return stream.getvalue()
+
+
+DEEP = np.random.default_rng(1).integers(0, 65536, (9, 13, 4)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("samples", [3, 4])
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+def test_tiffs_of_any_order_and_depth_have_the_pixels_that_were_written(
+    dtype: type, planar: str, samples: int, photometric: str
+) -> None:
+    pixels = (
+        (DEEP[..., :samples] / 65535).astype(np.float32) if dtype == np.float32 else DEEP[..., :samples].astype(dtype)
+    )
+    stored = np.moveaxis(pixels, -1, 0) if planar == "separate" else pixels
+    kinds = ["unassalpha"] if samples == 4 and photometric == "rgb" else [0] * (samples - 1)
+    more = {"extrasamples": kinds} if samples == 4 or photometric == "minisblack" else {}
+    for byteorder in ("<", ">"):
+        content = tiff(stored, photometric=photometric, planarconfig=planar, byteorder=byteorder, **more)
+        found = decode("a.tif", content, "image").pixels
+        wanted = pixels if "unassalpha" in kinds else pixels[..., :3]
+        np.testing.assert_array_equal(found, wanted)
+        assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "jpegxl", "zstd", "lzma"])
+def test_tiffs_of_other_compressions_are_read(compression: str) -> None:
+    grey = np.full((32, 48), 7, np.uint8)
+    grey[8:20, 10:30] = 200
+    lossless = {"jpeg2000": {"level": 0}, "jpegxl": {"level": 101, "lossless": True}}
+    for pixels in (grey, np.stack([grey, grey // 2, 255 - grey], axis=2)):
+        content = tiff(pixels, compression=compression, compressionargs=lossless.get(compression, {}))
+        found = decode("a.tif", content, "image").pixels
+        np.testing.assert_allclose(found.astype(int), pixels, atol=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_white_is_zero_images_are_as_seen_and_labels_as_stored(dtype: type) -> None:
+    values = (GREY.astype(np.uint32) * np.iinfo(dtype).max // 255).astype(dtype)
+    content = tiff(values, photometric="miniswhite")
+    np.testing.assert_array_equal(decode("a.tif", content, "image").pixels, ~values)
+    label = decode("a.tif", content, "label")
+    np.testing.assert_array_equal(label.pixels, values)
+    assert [remark.fault for remark in label.remarks] == ["white is 0"]
+    # Of one bit, white is what programs show white, and masks mean.
+    one = tiff(GREY > 128, photometric="miniswhite")
+    np.testing.assert_array_equal(decode("a.tif", one, "label").pixels > 0, GREY <= 128)
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_deep_tiffs_are_turned_upright_as_others_are(turn: int) -> None:
+    deep = DEEP[..., :3]
+    kept = tiff(deep, photometric="rgb", extratags=[(0x0112, "H", 1, turn, True)])
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    flat = decode("a.png", saved((deep // 257).astype(np.uint8), "TIFF", tiffinfo={0x0112: turn}), "image").pixels
+    found = decode("a.tif", kept, "image")
+    np.testing.assert_array_equal((found.pixels // 257).astype(np.uint8), flat)
+    assert [remark.fault for remark in found.remarks] == ["orientation"]
+
+
+def test_alpha_neither_deepens_nor_hides_an_image() -> None:
+    colours = DEEP[..., :3] // 16
+    pixels = np.dstack([colours, np.full(colours.shape[:2], 65535, np.uint16)])
+    decoded = decode("a.tif", tiff(pixels, photometric="rgb", extrasamples=["unassalpha"]), "image")
+    assert bit_depth(decoded.pixels) == 12
+    np.testing.assert_array_equal(to_rgb(decoded, 12)[0], np.rint(colours * (255 / 4095)))
+    with pytest.raises(FaultyFile, match="alpha of 0 everywhere"):
+        rgb("a.png", saved(np.dstack([COLOUR, np.zeros_like(GREY)]), "PNG"))
+
+
+@given(st.integers(0, 1400), st.integers(1, 255))
+@settings(deadline=None, max_examples=150)
+def test_a_damaged_deep_tiff_is_refused_or_has_pixels(at: int, change: int) -> None:
+    content = bytearray(tiff(DEEP[..., :3], photometric="rgb", compression="zlib"))
+    content[at % len(content)] ^= change
+    try:
+        decoded = decode("a.tif", bytes(content), "image")
+    except FaultyFile:
+        return
+    assert decoded.pixels.size
 
 
 def test_exif_orientation_is_applied_and_listed() -> None:
