@@ -51,12 +51,14 @@ class ValueSurvey:
 class Meaning:
     """What the values of a data set's label rasters mean.
 
-    kind: white (0/255 foreground), classes or objects; ignored: the value that means unknown, or None; evidence: why.
+    kind: white (0/255 foreground), classes or objects; ignored: the value that means unknown, or None; evidence: why;
+    foreground: the one value above 0 where that is another than white.
     """
 
     kind: Literal["white", "classes", "objects"]
     ignored: int | None
     evidence: str
+    foreground: int | None = None
 
 
 def survey(plane: np.ndarray) -> ValueSurvey:
@@ -104,7 +106,8 @@ def integers(plane: np.ndarray) -> tuple[np.ndarray, list[Remark]]:
 def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "instance", "semantic"]) -> Meaning:
     """Decide over a whole data set what the values of its label rasters mean.
 
-    White (0/255): most pixels above 0 are white or nearly so, and no file holds white beside a few small values alone.
+    White (0/255): most pixels above 0 are white or nearly so, and no file holds white beside a few small values alone;
+    or all files share a single value that no small class id is (0/128, 0/200).
     Objects: ids of about one connected region each (REGIONS_A_VALUE), numbered from 1 where there are few.
     Classes: otherwise. 255 beside small class ids of one raster is the ignored value.
     Where more rasters hold small values alone than hold white, it is not white: check_values then names the few.
@@ -120,6 +123,8 @@ def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "inst
             )
         return Meaning("white", None, "0 and 255, or shades between")
     ids = sorted({int(value) for entry in surveys for value in entry.values})
+    if len(ids) == 1 and LOW < ids[0] < IGNORED and label_kind != "instance":
+        return Meaning("white", None, f"0 and {ids[0]}, which is taken for white", ids[0])
     # Where 255 stands alone it is the foreground of a file of another kind.
     beside_ids = any(entry.white == 255 and {255} < {*entry.values.tolist()} for entry in surveys)
     unknown = beside_ids and ids[-1] == 255 and ids[-2] <= LOW

@@ -257,6 +257,8 @@ def from_raster(plane: np.ndarray, meaning: Meaning, threshold: int = 127) -> La
     """
     found = survey(plane)
     check_values(found, meaning)
+    if meaning.foreground is not None:
+        return Label((plane > 0).astype(np.uint16), int((plane > 0).any()))
     if meaning.kind == "white":
         return _from_white(plane, found, threshold)
     values = found.values[found.values != meaning.ignored] if meaning.ignored else found.values

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -31,7 +31,7 @@ from pipeline.labels import (
 )
 from pipeline.readers.layout import RawCase
 from pipeline.records.case import IGNORED
-from pipeline.records.decode import Decoded, bit_depth, decode, from_array, to_plane, to_rgb
+from pipeline.records.decode import IMAGE_SUFFIXES, Decoded, bit_depth, decode, from_array, to_plane, to_rgb
 from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
@@ -113,7 +113,8 @@ def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Check
 def _cut(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Checked:
     """Take one plane out of a volume and out of its segmentation, which must share its space."""
     case, plane = checked.case, checked.case.plane
-    seen = _volume(raw, case.image, case.raster, settings.window)
+    with _opening:
+        seen = _volume(raw, case.image, case.raster, settings.window)
     if isinstance(seen, _Faulty):
         checked.note(seen.file, seen.error)
         return checked
@@ -293,7 +294,7 @@ def _mask(raw: RawFolder, name: str) -> IdRaster:
 
 def forget() -> None:
     """Let go of the slides and volumes that were kept for their next part."""
-    for kept in (_view, _mask, _volume):
+    for kept in (_view, _mask, _volume, _of_stem):
         kept.cache_clear()
 
 
@@ -389,7 +390,7 @@ def _objects(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Labe
             return Label(np.zeros(shape, np.uint16), 0) if shape else None
     if believed not in sources:
         if shape or believed == "masks":
-            checked.note(_mask_folder(case), _missing(believed))
+            checked.note(_mask_folder(case), _missing(believed, _beside(raw, case)))
         return None
     label, faults = sources.pop(believed)
     checked.faults += faults
@@ -397,7 +398,7 @@ def _objects(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Labe
         return None
     checked.remarks += label.remarks
     if not label.count and not said_empty and not settings.allow_empty:
-        checked.note(_mask_folder(case), _missing(believed))
+        checked.note(_mask_folder(case), _missing(believed, _beside(raw, case)))
     checked.remarks += _compared(label, believed, sources)
     return label
 
@@ -458,12 +459,29 @@ def _mask_folder(case: RawCase) -> str:
     return str(PurePosixPath(case.image).parent.parent / "masks") + "/"
 
 
-def _missing(believed: str) -> FaultyFile:
+@lru_cache(maxsize=1)
+def _of_stem(raw: RawFolder) -> dict[str, list[str]]:
+    """All raw files by their stems."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in raw.files():
+        names[PurePosixPath(name).stem].append(name)
+    return names
+
+
+def _beside(raw: RawFolder, case: RawCase) -> list[str]:
+    """Files of an image's stem that are no images to the readers, and may be its mask all the same."""
+    named = _of_stem(raw)[PurePosixPath(case.image).stem]
+    return [name for name in named if not name.lower().endswith(IMAGE_SUFFIXES)]
+
+
+def _missing(believed: str, beside: Sequence[str]) -> FaultyFile:
     if believed == "runs":
         return FaultyFile(
             "missing or empty runs", "rows of the image", "none", "ingest.label_source=masks believes the masks instead"
         )
-    return FaultyFile(
-        "missing or empty mask", "a mask, or an empty run-length row that says there is no object", "neither",
-        "ingest.allow_empty=true takes such images for empty ones",
-    )  # fmt: skip
+    expected = "a mask, or an empty run-length row that says there is no object"
+    if beside:
+        found = f"neither, but {', '.join(beside[:3])}"
+        return FaultyFile("missing or empty mask", expected, found, f"save masks as {', '.join(IMAGE_SUFFIXES)}")
+    advice = "ingest.allow_empty=true takes such images for empty ones"
+    return FaultyFile("missing or empty mask", expected, "neither", advice)

@@ -74,14 +74,17 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
 def _cases(raw: RawFolder, folder: str, *, labelled: bool) -> tuple[list[RawCase], list[Fault]]:
     images: dict[str, list[str]] = {}
     masks: dict[str, list[str]] = defaultdict(list)
-    for name in raw.files():
-        if name.startswith(folder):
-            case_id, _, rest = name[len(folder) :].partition("/")
-            found = images.setdefault(case_id, [])
-            if rest.startswith("images/"):
-                found.append(name)
-            elif rest.startswith("masks/"):
-                masks[case_id].append(name)
+    # A zip that was unpacked into a folder of its name has it twice.
+    twice = f"{folder}{PurePosixPath(folder).name}/"
+    below = [name for name in raw.files() if name.startswith(folder)]
+    folder = twice if below and all(name.startswith(twice) for name in below) else folder
+    for name in below:
+        case_id, _, rest = name[len(folder) :].partition("/")
+        found = images.setdefault(case_id, [])
+        if rest.startswith("images/"):
+            found.append(name)
+        elif rest.startswith("masks/"):
+            masks[case_id].append(name)
     cases, faults = [], []
     for case_id, found in images.items():
         if len(found) == 1:

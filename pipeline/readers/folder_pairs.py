@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -64,7 +65,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         if file.role == "mask":
             masks[next((key for key in _keys_of_mask(file) if key in images), file.key)].append(file)
     # Folders of the parts are left out, as test ids must be those of the sample submission.
-    names = case_ids(images.keys() | masks.keys(), TRAIN_FOLDERS | TEST_FOLDERS)
+    names = _names(images.keys() | masks.keys(), {file.key for file in files if file.test and file.role == "image"})
     cases, faults, findings = [], [], []
     for key in sorted(images.keys() | masks.keys()):
         own_images, own_masks, case_id = images.get(key, []), masks.get(key, []), names[key]
@@ -89,6 +90,16 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     samples = [name for name in raw.files() if PurePosixPath(name).name == SAMPLE]
     sample = min(samples, key=lambda name: (name.count("/"), name), default=None)
     return RawDataset(tuple(cases), tuple(faults), tuple(findings), sample)
+
+
+def _names(keys: Set[str], test: Set[str]) -> dict[str, str]:
+    """Case ids; where parts number their images alike, the test images keep their names, which a submission needs."""
+    parts = TRAIN_FOLDERS | TEST_FOLDERS
+    names, of_test = case_ids(keys, parts), case_ids(test, parts)
+    apart = of_test | {key: key.replace("/", "__") for key in keys - test}
+    if all(names[key] == name for key, name in of_test.items()) or len({*apart.values()}) < len(apart):
+        return names
+    return apart
 
 
 def _files(raw: RawFolder) -> list[_File]:

@@ -11,6 +11,7 @@ pixels show. Label files of test images, wherever they lie, are left unread. Sou
 
 from __future__ import annotations
 
+import math
 import re
 
 from pipeline.config import IngestSettings
@@ -73,7 +74,8 @@ def _case(case_id: str, name: str, row: dict[str, str], table: str, *, labelled:
             numbers[column] = float(row[column])
         except ValueError:
             numbers[column] = None
-        if not (numbers[column] or 0) > 0:
+        if not 0 < (numbers[column] or 0) < math.inf:
+            numbers[column] = None
             expected, found = f"a {column} above 0", repr(row[column])
             faults.append(Fault(case_id, "no number", table, expected, found, "mend the row"))
     height, width, mpp = (numbers[column] for column in ("img_height", "img_width", "pixel_size"))

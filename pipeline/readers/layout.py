@@ -152,14 +152,15 @@ def stem_of(name: str) -> str:
 
 def read_table(raw: RawFolder, name: str, columns: Iterable[str]) -> list[dict[str, str]]:
     """Read a CSV of the raw folder. Raises ValueError where columns are missing or the text is no CSV in UTF-8."""
+    return table_of(raw.read(name), raw.origin(name), columns)
+
+
+def table_of(content: bytes, source: str, columns: Iterable[str]) -> list[dict[str, str]]:
+    """Parse a CSV in UTF-8 into rows. Raises ValueError naming missing columns and rows of another length."""
     try:
-        return table_of(raw.read(name).decode("utf-8-sig"), raw.origin(name), columns)
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{raw.origin(name)}: expected CSV in UTF-8, found {error}") from error
-
-
-def table_of(text: str, source: str, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Parse CSV text into rows. Raises ValueError naming missing columns and rows of another length."""
+        raise ValueError(f"{source}: expected CSV in UTF-8, found {error}; save it as CSV UTF-8") from error
     csv.field_size_limit(1 << 30)  # run-length rows of large images exceed the default of 131,072 letters
     reader = csv.DictReader(io.StringIO(text, newline=""))
     header = [(column or "").strip() for column in reader.fieldnames or []]
@@ -177,13 +178,20 @@ def table_of(text: str, source: str, columns: Iterable[str]) -> list[dict[str, s
     return rows
 
 
+def plain_id(cell: str) -> str:
+    """The id that a cell of a table means: of a file its stem, of a spreadsheet's 10044.0 the digits."""
+    if cell.lower().endswith(IMAGE_SUFFIXES):
+        return PurePosixPath(cell).stem
+    return cell.removesuffix(".0") if re.fullmatch(r"\d+\.0", cell) else cell
+
+
 def rows_of(rows: Iterable[dict[str, str]], column: str, table: str) -> tuple[dict[str, dict[str, str]], list[Fault]]:
     """Return rows by the id in a column, and a fault for each id that has several."""
     of_id: dict[str, dict[str, str]] = {}
     counts: Counter[str] = Counter()
     for row in rows:
-        of_id.setdefault(row[column], row)
-        counts[row[column]] += 1
+        of_id.setdefault(plain_id(row[column]), row)
+        counts[plain_id(row[column])] += 1
     return of_id, [
         Fault(name, "repeated row", table, "one row an id", f"{count} rows", "delete the others")
         for name, count in sorted(counts.items())
@@ -231,7 +239,14 @@ def with_groups(dataset: RawDataset, raw: RawFolder, settings: IngestSettings) -
     findings = list(dataset.findings)
     if settings.group_csv is not None:
         source, rows = _group_rows(raw, settings)
+        known = {case.case_id for case in cases}
+        rows = [row if row["case_id"] in known else row | {"case_id": plain_id(row["case_id"])} for row in rows]
         table = {row["case_id"]: row for row in rows}
+        if rows and not known & table.keys():
+            raise ValueError(
+                f"{source}: expected the ids of cases in the column case_id, such as {min(known, default='none')!r}, "
+                f"found none of them in {len(rows)} rows, such as {rows[0]['case_id']!r}"
+            )
         repeated = sorted(case_id for case_id, count in Counter(row["case_id"] for row in rows).items() if count > 1)
         if repeated:
             raise ValueError(f"{source}: expected each case_id once, found several times {', '.join(repeated[:10])}")
@@ -268,7 +283,7 @@ def _group_rows(raw: RawFolder, settings: IngestSettings) -> tuple[str, list[dic
     if name in raw:
         return name, read_table(raw, name, GROUP_COLUMNS[:2])
     if file.is_file():
-        return str(file), table_of(file.read_text(encoding="utf-8-sig"), str(file), GROUP_COLUMNS[:2])
+        return str(file), table_of(file.read_bytes(), str(file), GROUP_COLUMNS[:2])
     raise ValueError(
         f"ingest.group_csv={file}: expected a CSV with the columns case_id and group, "
         f"found neither {raw.folder / file} nor {file}"

@@ -49,6 +49,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             "the data set tells no patients or slides: images of one slide can stand in several parts",
         )
     ]  # fmt: skip
+    double = {fault.case_id for fault in faults}
     for fold, files in sorted(folds.items()):
         missing = [name for name in _FILES[:2] if name not in files]
         if missing:
@@ -57,7 +58,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             continue
         tissues, wrong = _tissues(raw, fold, files)
         faults += wrong
-        if tissues is None:
+        if tissues is None or fold in double:
             continue
         if "types.npy" not in files:
             findings.append(Finding("", "noted", "no types", f"{fold} has no types.npy: its tissues are unknown"))

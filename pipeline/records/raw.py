@@ -178,7 +178,7 @@ class RawFolder:
         return layers
 
     def _walk(self) -> Iterator[tuple[str, Path]]:
-        for top, folders, names in os.walk(self.folder):
+        for top, folders, names in os.walk(self.folder, onerror=self._cannot_list):
             here = Path(top)
             folders[:] = sorted(folder for folder in folders if not _is_junk(folder))
             for folder in folders:
@@ -193,6 +193,12 @@ class RawFolder:
                     yield unicodedata.normalize("NFC", file.relative_to(self.folder).as_posix()), file
                 else:
                     self._problems.append(f"{file}: expected a file, found a broken link or a device")
+
+    def _cannot_list(self, error: OSError) -> None:
+        self._problems.append(
+            f"{error.filename}: expected a folder that can be read, found: {error.strerror}; mend its permissions, or "
+            "move it away"
+        )
 
     def _mount(self, content: Path | io.BytesIO, name: str, source: str, depth: int) -> list[_Layer]:
         """Layers of one zip: its own files, and those of the zips within."""

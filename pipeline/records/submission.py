@@ -203,7 +203,8 @@ def write_submission(
     if faults:
         raise ValueError(
             f"{sample.file}: expected one mask for each of its {len(sample.ids)} ids, found {'; '.join(faults)}; "
-            "predict the images of the competition stage that this sample belongs to"
+            "predict the images of the competition stage that this sample belongs to; of images that ingest left out "
+            "(see findings.csv) mend the files"
         )
     lines, empty = [",".join(sample.header)], 0
     for image in sample.ids:

@@ -29,7 +29,7 @@ from pipeline.readers.check import Checked, check_case, finish_case, forget
 from pipeline.readers.layout import table_of, with_groups
 from pipeline.records.case import Case, LabelKind, write_cases
 from pipeline.records.files import write_bytes
-from pipeline.records.findings import Fault, FaultyFile, Finding, write_findings
+from pipeline.records.findings import Fault, FaultyFile, Finding, some, write_findings
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import write_png
 from pipeline.records.raw import RawFolder
@@ -114,9 +114,18 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
     if kind == "semantic":
         # The mask of a class is in as many pieces as there are things of it.
         findings = [finding for finding in findings if finding.fault != IN_PIECES]
+    segmented = [one.objects for one in done if one.case.segmented and kind in ("instance", "semantic")]
+    if segmented and not any(segmented) and not settings.allow_empty:
+        raise ValueError(
+            f"{paths.raw}: expected labels that hold something, found {len(segmented)} that are all empty; "
+            "see whether the masks are what they should be, or set ingest.allow_empty=true"
+        )
     write_cases(paths.cases, [_record(one, config.dataset, kind) for one in done])
     write_findings(paths.findings, findings)
-    return _summary(done, findings, layout, kind, meaning)
+    asked = {case.case_id for case in dataset.cases if not case.labelled} if dataset.sample_submission else set()
+    unasked = sorted(asked & {finding.case_id for finding in excluded})
+    warning = [f"noted: {len(unasked)} test image(s) left out, so that submit will refuse: {some(unasked)}"]
+    return [*_summary(done, findings, layout, kind, meaning), *(warning if unasked else [])]
 
 
 def _refuse_idle(settings: IngestSettings, dataset: RawDataset, layout: str) -> None:
@@ -296,7 +305,7 @@ def _copy_sample(raw: RawFolder, dataset: RawDataset, paths: Paths) -> list[Find
         return []
     content = raw.read(name)
     write_bytes(paths.sample_submission, content)
-    rows = table_of(content.decode("utf-8-sig", errors="replace"), raw.origin(name), ())
+    rows = table_of(content, raw.origin(name), ())
     listed = {next(iter(row.values())) for row in rows}
     images = {case.case_id for case in dataset.cases if not case.labelled}
     without_image, without_row = sorted(listed - images), sorted(images - listed)

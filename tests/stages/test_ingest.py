@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -228,6 +230,10 @@ OTHER = {
     "missing mask": (
         {"stage1_train/d/images/d.png": image()},
         "d: missing or empty mask: stage1_train/d/masks/: .* found neither; ingest.allow_empty=true",
+    ),
+    "ids in a mask of one object": (
+        {"stage1_train/b/masks/1.png": square(1, 1, 4, 1) + square(8, 8, 5, 2) + square(2, 20, 6, 200)},
+        "b: ids in a mask of one object: .* found 3 even values up to 200",
     ),
     "empty masks": (
         {"stage1_train/d/images/d.png": image(), "stage1_train/d/masks/1.png": np.zeros(SHAPE, np.uint8)},
@@ -460,6 +466,73 @@ def test_groups_reach_the_cases_and_a_table_elsewhere_is_an_input(tmp_path: Path
     raw.run()
     assert {name: case.group for name, case in raw.cases.items()} == {"0": "p", "1": "q"}
     assert ingest.inputs(raw.config, raw.paths) == [raw.paths.raw, table]
+
+
+def test_groups_of_another_spelling_are_understood_and_of_other_images_refused(tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    raw = Raw(tmp_path, f"ingest.group_csv={table}").put(pairs(2))
+    table.write_text("case_id,group\n0.png,p\n1.0,q\n")
+    raw.run()
+    assert {name: case.group for name, case in raw.cases.items()} == {"0": "p", "1": "q"}
+    raw.paths.cases.unlink()
+    table.write_text("case_id,group\nx7,p\nx8,q\n")
+    assert "such as '0', found none of them in 2 rows, such as 'x7'" in raw.refusal(f"ingest.group_csv={table}")
+    table.write_bytes("case_id,group\n0,Müller\n".encode("latin-1"))
+    assert re.search(r"groups\.csv: expected CSV in UTF-8, found .*0xfc", raw.refusal(f"ingest.group_csv={table}"))
+
+
+@pytest.mark.parametrize("value", [128, 200, 254])
+def test_one_value_that_no_small_class_has_is_foreground(tmp_path: Path, value: int) -> None:
+    raw = Raw(tmp_path).put(pairs(3, value))
+    lines = raw.run()
+    assert f"labels read as foreground (0 and {value}, which is taken for white)" in lines[1]
+    assert {int(np.unique(raw.label(name)).max()) for name in raw.cases} == {1}
+
+
+def test_labels_that_are_all_empty_are_refused_unless_wanted(tmp_path: Path) -> None:
+    raw = Raw(tmp_path).put(pairs(3, 0))
+    assert "expected labels that hold something, found 3 that are all empty" in raw.refusal()
+    raw.run("ingest.allow_empty=true")
+    assert len(raw.cases) == 3
+
+
+def test_a_mask_of_another_format_is_named_and_its_image_not_taken_for_empty(tmp_path: Path) -> None:
+    refusal = Raw(tmp_path).put(pairs(2) | {"images/9.png": image(), "masks/9.gif": "GIF89a"}).refusal()
+    assert re.search(r"9: missing or empty mask: .*found neither, but masks/9\.gif; save masks as \.png", refusal)
+
+
+def test_parts_that_number_their_images_alike_leave_the_test_ids_as_they_are(tmp_path: Path) -> None:
+    files = {f"train/{name}": content for name, content in pairs(3).items()}
+    files |= {f"test/images/{number}.png": image() for number in range(2)}
+    raw = Raw(tmp_path).put(files | {"sample_submission.csv": "id,rle\n0,\n1,\n"})
+    raw.run()
+    assert {name for name, case in raw.cases.items() if case.label is None} == {"0", "1"}
+    assert not [found for found in raw.findings if "id" in found.fault]
+
+
+def test_a_zip_unpacked_into_a_folder_of_its_name_is_read(tmp_path: Path) -> None:
+    twice = {name.replace("stage1_train/", "stage1_train/stage1_train/"): one for name, one in competition().items()}
+    raw = Raw(tmp_path).put(twice)
+    raw.run()
+    assert {*raw.cases} == {"a", "b", "c", "t"}
+
+
+def test_a_test_image_that_is_left_out_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    raw = Raw(tmp_path).put(competition() | {"stage1_test/t/images/t.png": "oops"})
+    lines = raw.run("ingest.exclude_faulty=true")
+    assert lines[-1] == "noted: 1 test image(s) left out, so that submit will refuse: t"
+
+
+def test_a_folder_that_cannot_be_listed_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = Raw(tmp_path).put(pairs(2))
+    walk = os.walk
+
+    def denied(top: Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+        onerror(PermissionError(13, "Permission denied", str(Path(top) / "P2")))
+        return walk(top)
+
+    monkeypatch.setattr(os, "walk", denied)
+    assert re.search(r"P2: expected a folder that can be read, found: Permission denied", raw.refusal())
 
 
 # --- Real data ------------------------------------------------------------------------------------------------------
