@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 from torch import nn
@@ -11,6 +12,10 @@ from pipeline.config import ComputeSettings
 from pipeline.networks.depthwise import train_depthwise_in_float32
 from pipeline.torchrun import processes
 
+MAPPED = 8 << 20
+"""Bytes of an array from which on glibc is told to map it, see give_freed_memory_back."""
+_MMAP_THRESHOLD = -3
+"""glibc's M_MMAP_THRESHOLD."""
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -85,3 +90,16 @@ def describe(compute: ComputeSettings) -> str:
     layout = "channels last" if compute.channels_last else "channels first"
     count = f"{compute.devices} x " if compute.devices > 1 else ""
     return f"{count}{name}, {compute.precision}, {layout}, {compute.threads} threads"
+
+
+def give_freed_memory_back() -> None:
+    """Have arrays of MAPPED bytes and more leave the process when they are freed; only where glibc allocates.
+
+    It would raise that bound to 32 MB of its own accord and keep smaller ones, scattered, for want of a use: 0.12 to
+    0.16 GB of a slide's prediction, which is no slower without.
+    """
+    import ctypes
+
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(_MMAP_THRESHOLD, MAPPED)

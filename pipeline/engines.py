@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -107,8 +106,10 @@ class OpenVino:
 
     def _converted(self, off: Margins) -> Any:
         """The network, or its inside, for inputs of any shape."""
+        from openvino import Layout
         from openvino.frontend import FrontEndManager, OpConversionFailure
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+        from openvino.preprocess import PrePostProcessor
 
         traced = self.network if off == NO_MARGINS else _Inside(self.network, off)
         # Large enough to leave some of; a multiple of what coarse levels make one pixel of.
@@ -118,17 +119,24 @@ class OpenVino:
             with torch.inference_mode(), warnings.catch_warnings():
                 # Of sizes that it takes for constants; the comparison at another size shows where that matters.
                 warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                # That tracing is deprecated in favour of torch.export, which is another way into OpenVINO.
+                warnings.simplefilter("ignore", FutureWarning)
                 # Its own check runs the network twice more on the same image, and says nothing of another size.
                 decoder = TorchScriptPythonDecoder(
                     traced, example_input=(example,), trace_kwargs={"check_trace": False}
                 )
             front_end = FrontEndManager().load_by_framework("pytorch")
-            return front_end.convert(front_end.load(decoder))
+            model = front_end.convert(front_end.load(decoder))
         except (RuntimeError, OpConversionFailure) as error:
             raise ValueError(
                 f"predict.engine=openvino: expected a network that it can convert, found {type(self.network).__name__}"
                 f": {str(error).strip().splitlines()[0]}; take predict.engine=pytorch"
             ) from error
+        # Channels last, as images lie in memory: they are handed over as they are.
+        steps = PrePostProcessor(model)
+        steps.input().tensor().set_layout(Layout("NHWC"))
+        steps.input().model().set_layout(Layout("NCHW"))
+        return steps.build()
 
     def __call__(self, inputs: torch.Tensor, off: Margins = NO_MARGINS, **drawn: torch.Tensor) -> torch.Tensor:
         """Run the network on (N, 3, height, width) float32."""
@@ -137,7 +145,8 @@ class OpenVino:
             return off.of(self(inputs))
         if drawn:
             raise ValueError("predict.engine=openvino: expected no code that is drawn; take predict.engine=pytorch")
-        shape = tuple(inputs.shape)
+        images = inputs.movedim(1, -1).contiguous()
+        shape = tuple(images.shape)
         if (shape, off) != self._made_for:
             self._compiled = None
             if off not in self.models:
@@ -146,4 +155,4 @@ class OpenVino:
             model.reshape(list(shape))
             self._compiled = self.core.compile_model(model, "CPU", self.settings)
             self._made_for = shape, off
-        return torch.from_numpy(self._compiled(np.ascontiguousarray(inputs.numpy()))[0])
+        return torch.from_numpy(self._compiled(images.numpy())[0])

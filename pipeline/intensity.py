@@ -80,4 +80,5 @@ def as_input(images: torch.Tensor) -> torch.Tensor:
 
     Planes of volumes alike: (N, planes, height, width, 3) into (N, 3, planes, height, width).
     """
-    return (images.float() / 255.0).movedim(-1, 1)
+    # In place: of a slide's window a copy is as much memory as the network's own input.
+    return images.float().div_(255.0).movedim(-1, 1)

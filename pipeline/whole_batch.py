@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
@@ -17,15 +17,24 @@ def whole_batch(share: Tensor) -> Tensor:
     the whole batch, the gradient of a share arrives once from each, and the mean over processes, which training takes,
     is the gradient of the whole. Every process must have as many rows.
     """
-    if not _many():
-        return share
-    if share.requires_grad:
-        from torch.distributed.nn.functional import all_gather
+    return cast(Tensor, _Joined.apply(share)) if _many() else share
 
-        return torch.cat(cast("tuple[Tensor, ...]", all_gather(share.contiguous())))
-    shares = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(shares, share.contiguous())
-    return torch.cat(shares)
+
+class _Joined(torch.autograd.Function):
+    """All shares one after the other; a share's gradient is the sum of those that the processes have for it."""
+
+    @staticmethod
+    def forward(context: Any, share: Tensor) -> Tensor:
+        context.rows = len(share)
+        shares = [torch.empty_like(share) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(shares, share.contiguous())
+        return torch.cat(shares)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        whole = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(whole)
+        return whole.split(context.rows)[torch.distributed.get_rank()]
 
 
 def share_statistics(networks: Iterable[nn.Module]) -> None:

@@ -134,7 +134,7 @@ def test_what_comes_next_is_there_and_can_be_pasted(tmp_path: Path) -> None:
     _, make, *arguments = shlex.split(line)
     assert make == "make" and arguments[:2] == ["submission", "CONFIG=configs/mine.yaml"]
     shown = subprocess.run(
-        ["make", "--dry-run", "--old-file=.venv/.ready", *arguments],
+        ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.ready", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -360,6 +360,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
 
     task: folder of the run, slide, folder that is written to, microns per pixel, overrides.
     """
+    from pipeline.device import give_freed_memory_back
     from pipeline.inference import VolumePredictor
     from pipeline.records.findings import FaultyFile
     from pipeline.records.slides import View, open_slide
@@ -367,6 +368,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
     from pipeline.stains import load as load_normaliser
     from pipeline.trained import STAIN, open_run
 
+    give_freed_memory_back()
     folder, slide_file, here, mpp, overrides = task
     trained, file, out = open_run(Path(folder)), Path(slide_file), Path(here)
     normaliser = load_normaliser(trained.folder / STAIN) if (trained.folder / STAIN).exists() else None
