@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,3 +179,32 @@ def test_a_page_shows_pieces_and_outlines_of_what_was_found(slide: Path, tmp_pat
     assert sum(map(len, rings)) == done.objects
     lone = np.array(rings[-1][0]).reshape(-1, 2)
     assert np.abs(lone.mean(axis=0) - (3100.5, 2200.5)).max() < 1.5
+
+
+FREED = """
+import sys
+import numpy as np
+from pipeline.device import give_freed_memory_back
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+if sys.argv[1] == "back":
+    give_freed_memory_back()
+np.ones(12 << 20, np.uint8)  # freed at once, from which glibc concludes that such arrays are better kept
+before = resident()
+kept = [np.ones(9 << 20, np.uint8) for _ in range(40)]
+most = resident() - before
+del kept[::2]
+print((resident() - before) / most)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_arrays_leave_the_process() -> None:
+    def left(how: str) -> float:
+        command = [sys.executable, "-c", FREED, how]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    assert left("back") < 0.6 < 0.9 < left("kept")
