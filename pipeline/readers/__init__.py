@@ -57,6 +57,11 @@ READERS = {
         pannuke.read,
         "fold1/images.npy, masks.npy and types.npy, nested as they come, for each fold",
     ),
+    "idc": Reader(
+        idc.recognises,
+        idc.read,
+        "<patient>/<0 or 1>/<patient>_idx5_x<X>_y<Y>_class<0 or 1>.png: patches with a class each",
+    ),
     "folder_pairs": Reader(
         folder_pairs.recognises,
         folder_pairs.read,
@@ -72,11 +77,6 @@ READERS = {
         polygons.recognises,
         polygons.read,
         "<name>.tif with <name>.xml (MoNuSeg) or <name>.geojson (QuPath), or images with one .json of COCO's",
-    ),
-    "idc": Reader(
-        idc.recognises,
-        idc.read,
-        "<patient>/<0 or 1>/<patient>_idx5_x<X>_y<Y>_class<0 or 1>.png: patches with a class each",
     ),
     "image_pairs": Reader(
         image_pairs.recognises,
@@ -96,7 +96,7 @@ READERS = {
         only_by_name=True,
     ),
 }
-"""Tried in this order where ingest.layout is auto."""
+"""Tried in this order where ingest.layout is auto: first what a name or a table tells at once."""
 
 __all__ = ["READERS", "RawCase", "RawDataset", "Reader", "layout_of"]
 
