@@ -23,8 +23,10 @@ import numpy as np
 
 from pipeline.config import IngestSettings
 from pipeline.readers.layout import RawCase, RawDataset, case_ids, stem_of
-from pipeline.readers.polygons import OUTLINE_FOLDERS, REGIONS, parse_outlines, with_class_numbers
-from pipeline.readers.polygons import SUFFIXES as OUTLINE_SUFFIXES
+from pipeline.readers.outline_files import FOLDERS as OUTLINE_FOLDERS
+from pipeline.readers.outline_files import REGIONS, parse_outlines
+from pipeline.readers.outline_files import SUFFIXES as OUTLINE_SUFFIXES
+from pipeline.readers.polygons import with_class_numbers
 from pipeline.records.blocks import Block, even_blocks, find_tissue
 from pipeline.records.case import LabelKind
 from pipeline.records.findings import Fault, FaultyFile, Finding

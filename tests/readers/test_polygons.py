@@ -18,7 +18,8 @@ from hypothesis.extra.numpy import arrays
 from pipeline.config import IngestSettings, load_config
 from pipeline.labels import from_outlines
 from pipeline.readers import READERS, RawDataset, layout_of
-from pipeline.readers.polygons import _rings_of_runs, aperio_outlines
+from pipeline.readers.coco import _rings_of_runs
+from pipeline.readers.outline_files import aperio_outlines
 from pipeline.records.case import IGNORED, read_cases
 from pipeline.records.findings import FaultyFile, read_findings
 from pipeline.records.outline import Outline

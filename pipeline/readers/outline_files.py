@@ -1,0 +1,125 @@
+"""Files of outlines, whoever draws them: Aperio's XML (ImageScope, MoNuSeg) and GeoJSON (QuPath).
+
+Coordinates are positions on the pixel grid: 0 is the image's edge. What is outlined as unsure or ignored (UNKNOWN) is
+unknown, not background. Sources: MoNuSeg (Kumar et al. 2017, doi:10.1109/TMI.2017.2677499); RFC 7946.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from pipeline.records.findings import FaultyFile
+from pipeline.records.outline import Outline
+
+SUFFIXES = (".xml", ".geojson")
+FOLDERS = {"annotations", "annotation", "labels", "geojson", "xml"}
+"""Names, in small letters, of folders that hold outlines."""
+IMAGE_FOLDERS = {"images", "image", "tissue images", "tissue_images", "imgs"}
+"""Names of folders that hold the images beside them; and of those that hold parts of a data set:"""
+PARTS = {"train", "training", "test", "testing"}
+UNKNOWN = {"unsure", "ignore", "ignore*"}
+"""Names of classes, in small letters, whose outlines hold unknown pixels; QuPath's is Ignore*."""
+REGIONS = {"region*", "region", "roi"}
+"""Names of classes, in small letters, whose outlines say what was looked at; QuPath's is Region*."""
+
+
+def parse_outlines(name: str, content: bytes) -> tuple[list[Outline], int]:
+    """Read outlines as the file's suffix says, Aperio's XML or GeoJSON; and how many shapes were left out."""
+    return (aperio_outlines if name.lower().endswith(".xml") else geojson_outlines)(content)
+
+
+def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:
+    """Read Aperio's XML: outlines, and how many regions were left out for having fewer than three corners.
+
+    The Name of an Annotation, where it has one, is the class. Regions with NegativeROA="1" are holes in the others of
+    their Annotation. Raises FaultyFile for other content.
+    """
+    try:
+        # expat refuses entities that grow without bound, and nothing outside the file is ever fetched.
+        root = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise FaultyFile("no XML", "Aperio's XML", str(error), "fetch the file again") from error
+    if root.tag != "Annotations":
+        raise FaultyFile("other XML", "Annotations at the top, as Aperio writes", root.tag, "give the file of outlines")
+    outlines: list[Outline] = []
+    others = 0
+    for annotation in root.iter("Annotation"):
+        name = annotation.get("Name") or None
+        own: list[Outline] = []
+        holes: list[np.ndarray] = []
+        for region in annotation.iter("Region"):
+            try:
+                corners = [(float(corner.attrib["X"]), float(corner.attrib["Y"])) for corner in region.iter("Vertex")]
+                if len(corners) < 3:
+                    others += 1
+                elif region.get("NegativeROA") == "1":
+                    holes += outline_of([corners], name).rings
+                else:
+                    own.append(outline_of([corners], name))
+            except (KeyError, ValueError) as error:
+                found = f"a corner of region {region.get('Id')} without: {error}"
+                raise FaultyFile("no coordinates", "numbers X and Y at every Vertex", found) from error
+        outlines += (replace(outline, holes=tuple(ring for ring in holes if _meet(outline, ring))) for outline in own)
+    return outlines, others
+
+
+def _meet(outline: Outline, ring: np.ndarray) -> bool:
+    """Whether the boxes of an outline and of a ring share anything."""
+    points = np.concatenate(outline.rings)
+    return bool((points.min(axis=0) < ring.max(axis=0)).all() and (points.max(axis=0) > ring.min(axis=0)).all())
+
+
+def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:
+    """Read GeoJSON, a FeatureCollection, a list of Features or one: outlines, and how many were no polygons.
+
+    The class is properties.classification.name, as QuPath writes, or properties.class or name. Raises FaultyFile for
+    other content.
+    """
+    document = json_of(content)
+    features = document.get("features", [document]) if isinstance(document, dict) else document
+    if not isinstance(features, list):
+        raise FaultyFile("no GeoJSON", "a Feature, or a list of them", type(features).__name__, "export it as GeoJSON")
+    outlines, others = [], 0
+    for number, feature in enumerate(features):
+        try:
+            geometry, properties = feature["geometry"], feature.get("properties") or {}
+            if geometry["type"] == "Polygon":
+                rings = geometry["coordinates"]
+            elif geometry["type"] == "MultiPolygon":
+                rings = [ring for polygon in geometry["coordinates"] for ring in polygon]
+            else:
+                others += 1
+                continue
+            named = properties.get("classification") or {}
+            name = named.get("name") if isinstance(named, dict) else named
+            outlines.append(outline_of(rings, name or properties.get("class") or properties.get("name")))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            expected = "a Feature with geometry and coordinates"
+            raise FaultyFile("no GeoJSON", expected, f"feature {number}: {type(error).__name__} {error}") from error
+    return outlines, others
+
+
+def outline_of(rings: Iterable[Any], name: object) -> Outline:
+    """Make an outline of rings of points and the name of its class. Raises ValueError for what is no list of points."""
+    points = [np.asarray(ring, float) for ring in rings]
+    if any(ring.ndim != 2 or ring.shape[1] < 2 for ring in points):
+        raise ValueError("a ring that is no list of points")
+    arrays = tuple(ring[:, :2] for ring in points)
+    if not all(np.isfinite(ring).all() for ring in arrays):
+        raise ValueError("a coordinate that is no number")
+    class_name = str(name) if name else None
+    return Outline(arrays, class_name, ignored=(class_name or "").lower() in UNKNOWN)
+
+
+def json_of(content: bytes) -> Any:
+    """Parse JSON. Raises FaultyFile for anything else."""
+    try:
+        return json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FaultyFile("no JSON", "JSON in UTF-8", str(error), "fetch the file again") from error
