@@ -112,8 +112,8 @@ bench: $(READY)  ## speed against other libraries, as ratios (SUITE=stains, trai
 bench-peers: $(READY)  ## the other libraries of `make bench` and `make peers`, each in an environment of its own
 	@$(PIPELINE) bench --install-peers
 
-test: $(READY)  ## the whole test suite, on every core
-	@$(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+test: $(READY)  ## the whole test suite, on up to four cores
+	@$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 check: $(READY)  ## format, lint and types
 	@$(VENV)/bin/ruff format --check pipeline tests
