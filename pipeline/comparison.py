@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
+from pipeline.records.case import UNKNOWN_STRATUM
 from pipeline.records.files import write_json, write_text
 from pipeline.reporting.differences import draw_differences
 
@@ -100,7 +101,8 @@ def differences(first: Any, second: Any, pools: Mapping[str, Sequence[str]], res
     from pipeline.metrics.summary import summarise_differences
 
     first, second = (table[table["dice"].notna()].set_index("case_id").sort_index() for table in (first, second))
-    strata = sorted(set(first["stratum"].dropna()))
+    of_case = first["stratum"].fillna(UNKNOWN_STRATUM)
+    strata = sorted(set(of_case)) if first["stratum"].notna().any() else []
     unknown = sorted({stratum for wanted in pools.values() for stratum in wanted} - {*strata})
     problems = [*_what_keeps_apart(first, second)]
     if unknown:
@@ -112,7 +114,7 @@ def differences(first: Any, second: Any, pools: Mapping[str, Sequence[str]], res
         raise ValueError("\n".join(problems))
     parts = {"all": summarise_differences(first.reset_index(), second.reset_index(), resamples)}
     for name, members in {**{stratum: [stratum] for stratum in strata}, **pools}.items():
-        mine, other = (table[first["stratum"].isin(members)].reset_index() for table in (first, second))
+        mine, other = (table[of_case.isin(members)].reset_index() for table in (first, second))
         parts[name] = summarise_differences(mine, other, resamples)
     for entries in parts.values():
         for entry in entries.values():

@@ -46,6 +46,9 @@ def _names_a_group(pattern: str | None) -> str | None:
 IMAGE_TASKS = ("reconstruction", "translation")
 """Tasks whose networks make images."""
 
+DEFAULT_SPLIT = "default"
+"""Name of the split where none is given."""
+
 Share = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = typing.Annotated[float, Field(ge=0.0, le=1.0)]
 GreyLevel = typing.Annotated[float, Field(gt=1.0, le=255.0)]
@@ -110,7 +113,7 @@ class IngestSettings(Settings):
 class SplitSettings(Settings):
     """Groups to train, validation, test and folds."""
 
-    name: str = Field(default="default", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
+    name: str = Field(default=DEFAULT_SPLIT, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")
     """Folder of the split; several splits of one data set can stand side by side."""
     groups: Literal["auto", "given", "pixels", "none"] = "auto"
     """Unit of the split: groups given with the cases, found from pixels, both (auto), or none (every image alone)."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.label_values import BRIGHT, Meaning, ValueSurvey, check_values, integers, survey, too_many
+from pipeline.label_values import BRIGHT, LOW, Meaning, ValueSurvey, check_values, integers, survey, too_many
 from pipeline.records.case import IGNORED, MAXIMUM_OBJECTS
 from pipeline.records.findings import FaultyFile, Remark
 from pipeline.records.outline import Outline
@@ -62,15 +62,13 @@ def from_object_masks(masks: Iterable[tuple[str, np.ndarray]], shape: tuple[int,
     masks: (name, (height, width) of any dtype); a mask with one value above 0 is taken as it is, one with several is
     grey or anti-aliased and thresholded (threshold is on the scale 0..255). Masks are read one after the other and
     only their bounding boxes are kept. Listed: empty masks (dropped), thresholded ones, overlaps, duplicates, objects
-    in several pieces (kept as one). Raises FaultyFile for more than 65,534 objects, other sizes, and a mask of many
-    objects by their ids.
+    in several pieces (kept as one). Raises FaultyFile for more than 65,534 objects and other sizes.
     """
     boxes: list[_Box] = []
     remarks: list[Remark] = []
     empty, grey, odd = [], [], []
     for name, mask in masks:
         check_size(mask.shape, shape)
-        _refuse_ids(mask)
         whole, rest = _as_bytes(mask)
         if rest:
             grey.append(name)
@@ -334,23 +332,30 @@ def _as_bytes(mask: np.ndarray) -> tuple[np.ndarray, bool]:
     return np.rint(plane * (255.0 / white)).clip(0, 255).astype(np.uint8), True
 
 
-def _refuse_ids(mask: np.ndarray) -> None:
-    """Refuse a mask of several ids: much of it is even, and little nearly white, as most of a shape in shades is."""
+def refuse_ids(mask: np.ndarray) -> None:
+    """Raise FaultyFile for a mask of several ids, where one of a single object is expected; of any integer dtype.
+
+    Most of a shape in shades is nearly as light as its lightest pixel, faint ringing of a JPEG aside; ids are spread
+    over their range, and even in both directions.
+    """
     if mask.dtype.kind not in "ui":
         return
     largest = int(mask.max(initial=0))
-    shown = mask[mask > 0]
     white = 255 if largest <= 255 else 65535
-    if not shown.size or (shown == largest).all() or 2 * np.count_nonzero(shown >= BRIGHT * white) >= shown.size:
+    shown = mask > (LOW * white // 255 if largest >= BRIGHT * white else 0)
+    count = np.count_nonzero(shown)
+    bright = np.count_nonzero(mask >= BRIGHT * largest)
+    if not largest or (mask[shown] == largest).all() or (largest > LOW and 2 * bright >= count):
         return
-    left, right = mask[:, :-1], mask[:, 1:]
-    inside = (left > 0) & (right > 0)
-    if 2 * np.count_nonzero(left[inside] == right[inside]) > np.count_nonzero(inside):
-        raise FaultyFile(
-            "ids in a mask of one object", "0 and 255, or shades between, as of one object",
-            f"{np.unique(shown).size} even values up to {largest}",
-            "give a mask an object, or put rasters of ids into images/ and masks/, which the layout folder_pairs reads",
-        )  # fmt: skip
+    for one, other in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        inside = shown[one] & shown[other]
+        if 2 * np.count_nonzero(mask[one][inside] == mask[other][inside]) <= np.count_nonzero(inside):
+            return
+    raise FaultyFile(
+        "ids in a mask of one object", "0 and 255, or shades between, as of one object",
+        f"{np.unique(mask[shown]).size} even values up to {largest}",
+        "give a mask an object, or put rasters of ids into images/ and masks/, which the layout folder_pairs reads",
+    )  # fmt: skip
 
 
 def _from_overlapping_runs(rows: Sequence[str], shape: tuple[int, int]) -> Label:

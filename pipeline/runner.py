@@ -31,6 +31,8 @@ NEVER_CHANGES_A_RESULT = {
 """Settings left out of the comparison that decides whether a stage is redone."""
 
 _ABSENT = "absent"
+_APART = "run one after the other, or give each a name of its own (split.name for splits and images, run for trainings)"
+_REFUSED = "refused"
 
 
 class StageNotReady(ValueError):
@@ -70,16 +72,32 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
             if first_trains():
                 importlib.import_module("pipeline.stages.train").join(config, paths)
             return
-    found: dict[str, str] = {}
-    for stage in needed_for(name):
+    found: dict[Path, str] = {}
+    for stage in needed_for(name) if with_needs else _read_for(name, config, paths):
         if with_needs:
             _run_one(stage, config, paths, found, force=False)
         else:
             _require(stage, config, paths)
-        found[stage.name] = _digest(stage.manifest_file(paths), paths)
+        found[stage.manifest_file(paths)] = _digest(stage.manifest_file(paths), paths)
     _run_one(BY_NAME[name], config, paths, found, force=force)
     if started is not None:
         tell_others(trains=False)
+
+
+def _read_for(name: str, config: Config, paths: Paths) -> list[Stage]:
+    """Stages whose results the named one depends on, directly or through others; the others are only made before it."""
+    read = set(_inputs(BY_NAME[name], config, paths))
+    kept = []
+    for stage in reversed(needed_for(name)):
+        if stage.manifest_file(paths) in read:
+            kept.append(stage)
+            read.update(_inputs(stage, config, paths))
+    return kept[::-1]
+
+
+def _inputs(stage: Stage, config: Config, paths: Paths) -> list[Path]:
+    found: list[Path] = importlib.import_module(f"pipeline.stages.{stage.name}").inputs(config, paths)
+    return found
 
 
 def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
@@ -91,8 +109,7 @@ def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
         for left_out in NEVER_CHANGES_A_RESULT.get(key, ()):
             dumped.pop(left_out)
         settings[key] = dumped
-    module = importlib.import_module(f"pipeline.stages.{stage.name}")
-    inputs = {_name(path, paths): _digest(path, paths) for path in module.inputs(config, paths)}
+    inputs = {_name(path, paths): _digest(path, paths) for path in _inputs(stage, config, paths)}
     return {"settings": settings, "inputs": inputs, "stainseg": __version__}
 
 
@@ -147,7 +164,7 @@ def differences_from_settings(name: str, config: Config, paths: Paths) -> list[s
 
 def refuse_other_settings(name: str, config: Config, paths: Paths) -> None:
     """Raise StageNotReady unless a stage's result, and all that it stands on, are finished and of these settings."""
-    stages = [*needed_for(name), BY_NAME[name]]
+    stages = [*_read_for(name, config, paths), BY_NAME[name]]
     stale = {stage.name: differences_from_settings(stage.name, config, paths) for stage in stages}
     if told := [f"{stage}: {'; '.join(differences)}" for stage, differences in stale.items() if differences]:
         raise StageNotReady(
@@ -167,15 +184,15 @@ def _require(stage: Stage, config: Config, paths: Paths) -> None:
 
 
 @contextmanager
-def _alone(stage: Stage, paths: Paths) -> Iterator[None]:
+def _alone(name: str, manifest: Path, paths: Paths) -> Iterator[None]:
     """Wait until no other command makes this result; the system lets go of what a killed one held."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(_lock_file(stage, paths, "lock"))
+    lock = FileLock(_lock_file(manifest, paths, "lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{stage.name:<9} waiting for another command that makes {stage.folder(paths)}", flush=True)
+        print(f"{name:<9} waiting for another command that makes {manifest.parent}", flush=True)
         lock.acquire()
     try:
         yield
@@ -184,54 +201,52 @@ def _alone(stage: Stage, paths: Paths) -> Iterator[None]:
 
 
 @contextmanager
-def _reading(stage: Stage, paths: Paths, found: dict[str, str]) -> Iterator[None]:
-    """Keep all that a stage stands on as this command found it: digests of manifests by stage.
+def _reading(stage: Stage, config: Config, paths: Paths, found: dict[Path, str]) -> Iterator[None]:
+    """Keep the results that a stage reads, those of other runs too, as this command found them: digests by manifest.
 
     Raises StageNotReady where another command has replaced one of them since.
     """
     from filelock import FileLock
 
     with ExitStack() as held:
-        for need in needed_for(stage.name):
-            with _alone(need, paths):
-                if _digest(need.manifest_file(paths), paths) != found[need.name]:
+        for manifest in (path for path in _inputs(stage, config, paths) if path.name.endswith("stage.json")):
+            with _alone(stage.name, manifest, paths):
+                if _digest(manifest, paths) != found.get(manifest, _digest(manifest, paths)):
                     raise StageNotReady(
-                        f"{need.folder(paths)}: expected the result that this command found, found another, which a "
-                        "second command has put there since; run one after the other, or give each names of its own "
-                        "(run=..., split.name=...)"
+                        f"{manifest.parent}: expected the result that this command found, found another, which a "
+                        f"second command has put there since; {_APART}"
                     )
-                mark = FileLock(_lock_file(need, paths, f"{uuid4().hex}.read"))
+                mark = FileLock(_lock_file(manifest, paths, f"{uuid4().hex}.read"))
                 held.callback(Path(mark.lock_file).unlink, missing_ok=True)
                 held.enter_context(mark)
         yield
 
 
-def _refuse_while_read(stage: Stage, paths: Paths) -> None:
+def _refuse_while_read(manifest: Path, paths: Paths) -> None:
     """Raise StageNotReady where another command reads the result that is to be replaced."""
     from filelock import FileLock, Timeout
 
-    file = _lock_file(stage, paths, "read")
+    file = _lock_file(manifest, paths, "read")
     for mark in file.parent.glob(f"{file.stem}.*.read"):
         try:
             with FileLock(mark, timeout=0):
                 mark.unlink(missing_ok=True)  # of a command that was killed
         except Timeout as error:
             raise StageNotReady(
-                f"{stage.folder(paths)}: expected a result that nothing reads, since these settings replace it, found "
-                "another command at work with it; wait for that one, or give this one a name of its own (run=..., "
-                "split.name=...)"
+                f"{manifest.parent}: expected a result that nothing reads, since these settings replace it, found "
+                f"another command at work with it; {_APART}"
             ) from error
 
 
-def _lock_file(stage: Stage, paths: Paths, ending: str) -> Path:
+def _lock_file(manifest: Path, paths: Paths, ending: str) -> Path:
     folder = paths.root / "data" / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{_name(stage.manifest_file(paths), paths).replace('/', '-')}.{ending}"
+    return folder / f"{_name(manifest, paths).replace('/', '-')}.{ending}"
 
 
-def _run_one(stage: Stage, config: Config, paths: Paths, found: dict[str, str], *, force: bool) -> None:
+def _run_one(stage: Stage, config: Config, paths: Paths, found: dict[Path, str], *, force: bool) -> None:
     # From what is read to what is made, as every command does: none waits for one that waits for it.
-    with _reading(stage, paths, found), _alone(stage, paths):
+    with _reading(stage, config, paths, found), _alone(stage.name, stage.manifest_file(paths), paths):
         _make(stage, config, paths, force=force)
 
 
@@ -247,7 +262,7 @@ def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
         return
     unfinished = stage.unfinished_file(paths)
     if manifest is not None:
-        _refuse_while_read(stage, paths)
+        _refuse_while_read(file, paths)
         print(f"{stage.name:<9} redone: " + ("; ".join(differences) if differences else "asked for with --force"))
         if force or _with_defaults(manifest.made_from) == wanted:
             _clear(stage, paths)
@@ -272,7 +287,12 @@ def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(unfinished, wanted)
     started = time.perf_counter()
-    lines = module.run(config, paths)
+    try:
+        lines = module.run(config, paths)
+    except ValueError:
+        # What a stage refused is not kept when what was wrong is mended.
+        write_json(unfinished, wanted | {_REFUSED: True})
+        raise
     seconds = time.perf_counter() - started
     outputs = manifests.describe_outputs(folder, manifests.list_outputs(folder, stage.owns))
     write_json(
@@ -335,13 +355,22 @@ def _set_aside(stage: Stage, paths: Paths, name: str) -> Path:
 
 def _begun_from(unfinished: Path) -> dict[str, Any] | None:
     """What an unfinished result is made from, None where there is none."""
-    return _with_defaults(json.loads(unfinished.read_text(encoding="utf-8"))) if unfinished.exists() else None
+    if not unfinished.exists():
+        return None
+    begun: dict[str, Any] = json.loads(unfinished.read_text(encoding="utf-8"))
+    return _with_defaults({key: value for key, value in begun.items() if key != _REFUSED})
 
 
 def _keep_what_was_begun(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> None:
-    """Set aside what an interrupted command with other settings left, unless those are finished and aside already."""
-    begun = _begun_from(stage.unfinished_file(paths))
-    if begun is None or begun == wanted:
+    """Set aside what an interrupted command with other settings left, unless those are finished and aside already.
+
+    What a stage refused is not kept, nor what was made from other files: neither comes back.
+    """
+    unfinished = stage.unfinished_file(paths)
+    begun = _begun_from(unfinished)
+    if begun is None or begun["settings"] == wanted["settings"]:
+        return
+    if _REFUSED in json.loads(unfinished.read_text(encoding="utf-8")):
         return
     name = manifests.short_name(begun)
     if (_aside(stage, paths, name) / stage.manifest_file(paths).name).exists():

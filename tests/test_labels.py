@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.label_values import Meaning, check_values, survey
-from pipeline.labels import check_size, difference, from_object_masks, from_raster, from_runs
+from pipeline.labels import check_size, difference, from_object_masks, from_raster, from_runs, refuse_ids
 from pipeline.records.findings import FaultyFile
 from pipeline.records.rle import encode
 
@@ -198,6 +199,35 @@ def test_grey_rasters_are_thresholded_and_listed_and_empty_ones_noted() -> None:
     assert from_raster(plane, WHITE, threshold=99).raster.tolist() == [[0, 1, 1, 1]]
     for meaning in (WHITE, CLASSES, OBJECTS):
         assert faults(from_raster(np.zeros((2, 2), np.uint8), meaning)) == [("noted", "empty label")]
+
+
+@pytest.mark.parametrize("quality", [75, 90, 95, 97, 98, 99])
+def test_small_masks_of_jpeg_and_soft_edges_are_of_one_object(quality: int) -> None:
+    generator = np.random.default_rng(quality)
+    for number in range(60):
+        mask = np.zeros((128, 128), np.uint8)
+        axes = [int(side) for side in generator.integers(1, 7, 2)]
+        place = tuple(int(side) for side in generator.integers(12, 116, 2))
+        cv2.ellipse(mask, place, axes, float(generator.uniform(0, 180)), 0, 360, 255, -1)
+        packed = cv2.imencode(".jpg", mask, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        refuse_ids(cv2.imdecode(packed, cv2.IMREAD_GRAYSCALE))
+        soft = cv2.GaussianBlur(mask, (0, 0), 1.0) if number % 2 else cv2.resize(cv2.resize(mask, (96, 96)), (128, 128))
+        refuse_ids(soft)
+        refuse_ids((soft * (200 / 255)).astype(np.uint8))
+    fibre = np.zeros((40, 60), np.uint8)
+    fibre[10, 5:45], fibre[11, 5:45] = 120, 200
+    refuse_ids(fibre)
+    refuse_ids(fibre.T)
+
+
+@pytest.mark.parametrize("count", [2, 5, 40, 250, 1000])
+def test_ids_of_several_objects_are_told_from_shades(count: int) -> None:
+    side = 4 * int(np.ceil(np.sqrt(count)))
+    rows, columns = np.mgrid[:side, :side] // 4
+    ids = rows * (side // 4) + columns + 1
+    raster = np.where((ids <= count) & (np.mgrid[:side, :side] % 4 < 3).all(axis=0), ids, 0).astype(np.uint16)
+    with pytest.raises(FaultyFile, match="ids in a mask of one object"):
+        refuse_ids(raster if count > 255 else raster.astype(np.uint8))
 
 
 def test_ids_beyond_16_bits_are_renumbered_and_too_many_are_refused() -> None:

@@ -291,6 +291,69 @@ def test_what_another_command_replaced_before_it_was_read_is_refused(recorder, t
     assert "report" not in recorder.runs
 
 
+def test_what_a_stage_does_not_read_is_neither_held_nor_required(recorder, tmp_path) -> None:
+    """Ingest comes before the report and is read by split alone: a report stands on it through split."""
+    recorder.go(tmp_path, "report", with_needs=True)
+    module = sys.modules["pipeline.stages.report"]
+    config = load_config(None, ["report.cases=2"])
+    paths, run = Paths.of(config, tmp_path), module.run
+
+    def meanwhile(*arguments: object) -> list[str]:
+        runner.run("ingest", config, paths, force=True)
+        done: list[str] = run(*arguments)
+        return done
+
+    module.run = meanwhile  # type: ignore[attr-defined]
+    runner.run("report", config, paths, with_needs=True)
+    real = load_config(None, ["dataset=d"])
+    names = [stage.name for stage in runner._read_for("report", real, Paths.of(real, tmp_path))]
+    assert "ingest" in names
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate", "submit"])
+def test_a_sheet_of_augmented_images_is_no_reason_to_refuse_what_a_run_is_used_for(tmp_path: Path, name: str) -> None:
+    config = load_config(None, ["dataset=d"])
+    read = [stage.name for stage in runner._read_for(name, config, Paths.of(config, tmp_path))]
+    assert "augment" not in read and {"ingest", "split", "train"} <= {*read}
+    assert "augment" in [stage.name for stage in runner.needed_for(name)]
+
+
+def test_normalised_images_of_two_splits_stand_side_by_side(tmp_path: Path) -> None:
+    def folder(*settings: str) -> str:
+        config = load_config(None, ["dataset=d", *settings])
+        return Paths.of(config, tmp_path).normalise.name
+
+    assert folder("split.name=n2") == folder() == "none"
+    assert folder("normalise.method=macenko") == "macenko"
+    assert folder("normalise.method=macenko", "split.name=n2") == "macenko-n2"
+    assert folder("normalise.method=macenko", "split.folds=3", "split.fold=1") == "macenko-fold-1"
+
+
+def test_what_a_stage_refused_is_not_kept(recorder, tmp_path) -> None:
+    module = sys.modules["pipeline.stages.split"]
+    run = module.run
+
+    def refuses(*arguments: object) -> list[str]:
+        run(*arguments)
+        raise ValueError("three masks are damaged")
+
+    module.run = refuses  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="damaged"):
+        recorder.go(tmp_path, "split", with_needs=True)
+    module.run = run  # type: ignore[attr-defined]
+    recorder.go(tmp_path, "split", "seed=7")
+    assert not list((tmp_path / "data/split/sample").glob("default~*"))
+    recorder.interrupt = "ingest"
+    write_text(tmp_path / "data/raw/sample/raw.txt", "mended")
+    with pytest.raises(KeyboardInterrupt):
+        recorder.go(tmp_path, "ingest")
+    recorder.interrupt = None
+    write_text(tmp_path / "data/raw/sample/raw.txt", "mended again")
+    recorder.go(tmp_path, "ingest")
+    # What was finished is kept, what was begun from files that are gone is not.
+    assert len(list((tmp_path / "data/ingest").glob("sample~*"))) == 1
+
+
 def test_what_was_begun_with_other_settings_is_kept_and_taken_up_again(recorder, tmp_path, capsys) -> None:
     recorder.interrupt = "split"
     with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.metrics import instance, pixel
-from pipeline.records.case import IGNORED, LabelKind
+from pipeline.records.case import IGNORED, UNKNOWN_STRATUM, LabelKind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -294,7 +294,7 @@ def summarise(per_case: DataFrame, part: str, resamples: int = 2000, seed: int =
     if scored.empty:
         raise ValueError(f"part {part}: expected scored cases, found none of {len(ordered)}; give a part with labels")
     groups = _group_numbers(scored)
-    strata = np.array(["unknown" if _is_missing(name) else str(name) for name in scored["stratum"]])
+    strata = np.array([UNKNOWN_STRATUM if _is_missing(name) else str(name) for name in scored["stratum"]])
     objects = scored["truth_objects"].dropna()
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

@@ -28,6 +28,7 @@ from pipeline.labels import (
     from_raster,
     from_runs,
     from_sampled_runs,
+    refuse_ids,
 )
 from pipeline.readers.layout import RawCase
 from pipeline.records.case import IGNORED
@@ -414,6 +415,7 @@ def _of_masks(
         for name in case.masks:
             try:
                 plane, found = to_plane(decode(name, raw.read(name), "label"))
+                refuse_ids(plane)
                 if shape:
                     check_size(plane.shape, shape)
                 for remark in found:

@@ -37,8 +37,8 @@ def parse_outlines(name: str, content: bytes) -> tuple[list[Outline], int]:
 def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:
     """Read Aperio's XML: outlines, and how many regions were left out for having fewer than three corners.
 
-    The Name of an Annotation, where it has one, is the class. Regions with NegativeROA="1" are holes in the others of
-    their Annotation. Raises FaultyFile for other content.
+    The Name of an Annotation, where it has one, is the class. Regions with NegativeROA="1" are holes in the larger ones
+    of their Annotation. Raises FaultyFile for other content.
     """
     try:
         # expat refuses entities that grow without bound, and nothing outside the file is ever fetched.
@@ -65,14 +65,18 @@ def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:
             except (KeyError, ValueError) as error:
                 found = f"a corner of region {region.get('Id')} without: {error}"
                 raise FaultyFile("no coordinates", "numbers X and Y at every Vertex", found) from error
-        outlines += (replace(outline, holes=tuple(ring for ring in holes if _meet(outline, ring))) for outline in own)
+        for outline in own:
+            cut = tuple(ring for ring in holes if _is_cut_by(outline, ring))
+            outlines.append(replace(outline, holes=cut))
     return outlines, others
 
 
-def _meet(outline: Outline, ring: np.ndarray) -> bool:
-    """Whether the boxes of an outline and of a ring share anything."""
+def _is_cut_by(outline: Outline, ring: np.ndarray) -> bool:
+    """Whether a hole is one in an outline: their boxes meet, and what lies in a hole is no smaller than it."""
     points = np.concatenate(outline.rings)
-    return bool((points.min(axis=0) < ring.max(axis=0)).all() and (points.max(axis=0) > ring.min(axis=0)).all())
+    boxes = [(corners.min(axis=0), corners.max(axis=0)) for corners in (points, ring)]
+    (least, most), (start, end) = boxes
+    return bool((least < end).all() and (most > start).all() and np.prod(most - least) > np.prod(end - start))
 
 
 def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:

@@ -12,6 +12,8 @@ from pipeline.records.files import write_text
 
 LabelKind = Literal["instance", "semantic", "coarse", "class", "image", "none"]
 
+WHOLE, UNKNOWN_STRATUM = "all", "unknown"
+"""What reports call all strata together, and cases that name none."""
 IGNORED = 65535
 """Label value that losses and metrics leave out."""
 MAXIMUM_OBJECTS = 65534

@@ -223,9 +223,11 @@ def _with_pillow(
             else:
                 image.load()
                 pixels, remarks = _from_pillow(ImageOps.exif_transpose(image), role)
-    except Image.UnidentifiedImageError:
+    except OSError as error:  # also what Pillow does not know for an image
         if found == "TIFF":
             return _with_tifffile(content, role)
+        if not isinstance(error, Image.UnidentifiedImageError):
+            raise
         return _with_opencv(content, found), []
     if turned != 1:
         remarks.append(

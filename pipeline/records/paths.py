@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import IMAGE_TASKS, Config
+from pipeline.config import DEFAULT_SPLIT, IMAGE_TASKS, Config
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ class Paths:
         """images/, stain.json, status.csv; the folder has the name of the method, or of the run that method learned
         applies."""
         name = self.normalise_run.replace("/", "-") if self.normalise_run else self.normalise_method
-        return self.root / "data" / "normalise" / self.dataset / self._of_fold(name)
+        # Fitted to the training part: splits stand side by side, as folds do.
+        of_split = self.fold is None and self.normalise_method != "none" and self.split_name != DEFAULT_SPLIT
+        own = f"{name}-{self.split_name}" if of_split else self._of_fold(name)
+        return self.root / "data" / "normalise" / self.dataset / own
 
     @property
     def learned_normaliser(self) -> Path | None:

@@ -27,7 +27,7 @@ from pipeline.labels import IN_PIECES
 from pipeline.readers import READERS, RawCase, RawDataset, layout_of
 from pipeline.readers.check import Checked, check_case, finish_case, forget
 from pipeline.readers.layout import table_of, with_groups
-from pipeline.records.case import Case, LabelKind, write_cases
+from pipeline.records.case import WHOLE, Case, LabelKind, write_cases
 from pipeline.records.files import write_bytes
 from pipeline.records.findings import Fault, FaultyFile, Finding, some, write_findings
 from pipeline.records.paths import Paths
@@ -80,6 +80,11 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
                 f"{layout}; set another label_kind"
             )
         _refuse_idle(settings, dataset, layout)
+        if any(case.stratum == WHOLE for case in dataset.cases):
+            raise ValueError(
+                f"{paths.raw}: expected strata of other names than {WHOLE!r}, by which reports call all of them "
+                "together; rename that one in its table"
+            )
         cases, faults, excluded = _wanted(dataset, settings)
         checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
         meaning, odd = _meaning(checked, settings.label_kind if settings.label_kind != "auto" else dataset.label_kind)

@@ -233,6 +233,11 @@ def test_negative_regions_of_aperio_are_holes() -> None:
     expected[1:5, 16:20] = 2
     assert others == 0
     np.testing.assert_array_equal(from_outlines(outlines, SHAPE).raster, expected)
+    # What lies in a hole is an object still.
+    inner = aperio_outlines(content.replace("</Regions>", region(5, 5, 7, 7, 0) + "</Regions>").encode())[0]
+    expected[5:7, 5:7] = 3
+    np.testing.assert_array_equal(from_outlines(inner, SHAPE).raster, expected)
+    expected[5:7, 5:7] = 0
     moved = [outline.smaller(0.5).moved(2, 0) for outline in outlines]
     np.testing.assert_array_equal(from_outlines(moved, (40, 58)).raster, expected.repeat(2, 0).repeat(2, 1)[:, 2:])
 

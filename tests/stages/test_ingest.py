@@ -233,7 +233,7 @@ OTHER = {
     ),
     "ids in a mask of one object": (
         {"stage1_train/b/masks/1.png": square(1, 1, 4, 1) + square(8, 8, 5, 2) + square(2, 20, 6, 200)},
-        "b: ids in a mask of one object: .* found 3 even values up to 200",
+        "b: ids in a mask of one object: stage1_train/b/masks/1.png: .* found 3 even values up to 200",
     ),
     "empty masks": (
         {"stage1_train/d/images/d.png": image(), "stage1_train/d/masks/1.png": np.zeros(SHAPE, np.uint8)},
@@ -479,6 +479,13 @@ def test_groups_of_another_spelling_are_understood_and_of_other_images_refused(t
     assert "such as '0', found none of them in 2 rows, such as 'x7'" in raw.refusal(f"ingest.group_csv={table}")
     table.write_bytes("case_id,group\n0,Müller\n".encode("latin-1"))
     assert re.search(r"groups\.csv: expected CSV in UTF-8, found .*0xfc", raw.refusal(f"ingest.group_csv={table}"))
+
+
+def test_a_stratum_that_would_be_taken_for_the_whole_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_text("case_id,group,stratum\n0,p,all\n1,q,other\n")
+    refusal = Raw(tmp_path, f"ingest.group_csv={table}").put(pairs(2)).refusal(f"ingest.group_csv={table}")
+    assert "expected strata of other names than 'all'" in refusal
 
 
 @pytest.mark.parametrize("value", [128, 200, 254])
