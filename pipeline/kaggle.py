@@ -155,6 +155,7 @@ def hand_in(config: Config, paths: Paths) -> None:
     try:
         # The client reads its credentials when it is imported, and leaves the process where there are none.
         from kaggle import api
+        from requests.exceptions import ConnectionError as Unreachable
         from requests.exceptions import RequestException
     except ImportError as error:
         raise ValueError(f"{error}: install Kaggle's clients with `pip install 'stainseg[kaggle]'`") from error
@@ -162,6 +163,8 @@ def hand_in(config: Config, paths: Paths) -> None:
         raise ValueError(CREDENTIALS) from error
     try:
         answer = api.competition_submit(str(file), config.submit.message, name)
+    except Unreachable as error:
+        raise ValueError(f"{file} was not handed in: Kaggle could not be reached; try again with a network") from error
     except (RequestException, OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{file} was not accepted ({reason[0][:200]}). {CREDENTIALS}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -75,3 +77,21 @@ def test_nothing_is_handed_in_without_a_submission_or_a_competition(tmp_path: Pa
     (tmp_path / "reports/sample/submission.csv").write_text("ImageId,EncodedPixels\n")
     with pytest.raises(ValueError, match=r"submit\.competition"):
         hand_in(config, Paths.of(config, tmp_path))
+
+
+def test_a_network_that_is_not_there_is_no_want_of_credentials(tmp_path: Path, monkeypatch) -> None:
+    requests = pytest.importorskip("requests")
+
+    def unreachable(*_: object) -> None:
+        raise requests.exceptions.ConnectionError("Name or service not known")
+
+    client = ModuleType("kaggle")
+    client.api = SimpleNamespace(competition_submit=unreachable)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kaggle", client)
+    config = load_config(None, ["dataset=dsb2018"])
+    paths = Paths.of(config, tmp_path)
+    paths.reports.mkdir(parents=True)
+    (paths.reports / "submission.csv").write_text("ImageId,EncodedPixels\n")
+    with pytest.raises(ValueError, match=r"submission\.csv was not handed in: Kaggle could not be reached") as caught:
+        hand_in(config, paths)
+    assert "credentials" not in str(caught.value)

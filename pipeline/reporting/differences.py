@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from pipeline.records.files import written_aside
 
 Difference = tuple[float, float | None, float | None, str]
 """Mean, low and high (None where there is no interval), and the colour that its verdict has."""
+MOST_PANELS = 16
+"""Beyond that a picture is too wide to be looked at."""
 
 
 def draw_differences(
     title: str, rows: Sequence[str], panels: Mapping[str, Mapping[str, Difference]], file: Path
 ) -> None:
-    """Draw one panel beside the other into a PNG; rows: names from the top, each of which a panel may lack."""
+    """Draw one panel beside the other into a PNG; rows: names from the top, each of which a panel may lack.
+
+    Of more than MOST_PANELS the first ones are drawn, which the title says.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
+    if len(panels) > MOST_PANELS:
+        title = f"{title} (the first {MOST_PANELS} of {len(panels)})"
+        panels = dict(islice(panels.items(), MOST_PANELS))
     with matplotlib.rc_context({"font.size": 9.0, "font.family": "DejaVu Sans", "text.parse_math": False}):
         figure = Figure(figsize=(max(6.0, 2.2 + 2.4 * len(panels)), 1.2 + 0.35 * len(rows)), layout="constrained")
         drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
+import cv2
+
+from pipeline.reporting.differences import MOST_PANELS, draw_differences
 from pipeline.reporting.figures import (
     COLOURS,
     DOTS,
@@ -103,3 +107,11 @@ def test_a_scale_follows_the_values_where_none_is_given() -> None:
     rows = [("input", [18.0, 22.0], {"mean": 20.0, "low": 19.0, "high": 21.0})]
     drawn = draw_strata("PSNR", rows, "one row", "free", None)
     assert ">20" in drawn and ">0.5" not in drawn
+
+
+def test_of_many_strata_the_first_differences_are_drawn(tmp_path: Path) -> None:
+    panels = {f"stratum {number}": {"Dice": (0.1, 0.0, 0.2, "#1f2430")} for number in range(200)}
+    draw_differences("b against a", ["Dice"], panels, tmp_path / "many.png")
+    draw_differences("b against a", ["Dice"], dict(list(panels.items())[:MOST_PANELS]), tmp_path / "few.png")
+    many, few = (cv2.imread(str(tmp_path / name)) for name in ("many.png", "few.png"))
+    assert many.shape == few.shape and many.shape[1] < 8000 and (many != few).any()
