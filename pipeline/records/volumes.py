@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -41,12 +42,16 @@ def planes_of(content: bytes) -> int:
 
 
 def read_volume(content: bytes) -> Volume:
-    """Read a NIfTI file, compressed or not. Raises FaultyFile where it is none, damaged, or not of three axes."""
+    """Read a NIfTI file, compressed or not. Raises FaultyFile where it is none, damaged, or not of three axes.
+
+    Further axes of length 1, as time has in many exports, are taken off.
+    """
     import nibabel
 
     image = _opened(content)
     _canonical_shape(image)
     try:
+        image = nibabel.squeeze_image(image)
         values = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise FaultyFile("damaged volume", "a whole NIfTI file", str(error), "fetch it again") from error
@@ -127,11 +132,11 @@ def _opened(content: bytes, *, header_only: bool = False) -> Any:
 def _canonical_shape(image: Any) -> tuple[int, int, int]:
     import nibabel
 
-    if len(image.shape) != 3:
+    if len(image.shape) < 3 or math.prod(image.shape[3:]) != 1:
         shape = " x ".join(map(str, image.shape))
         raise FaultyFile("other axes", "a volume of three axes", shape, "give one volume a file")
     axes = nibabel.io_orientation(image.affine)[:, 0]
     if np.isnan(axes).any():
         raise FaultyFile("no orientation", "an affine of three axes", "one that loses an axis", "mend its header")
-    along = dict(zip(axes.astype(int).tolist(), image.shape, strict=True))
+    along = dict(zip(axes.astype(int).tolist(), image.shape[:3], strict=True))
     return along[0], along[1], along[2]

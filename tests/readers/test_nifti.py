@@ -88,6 +88,23 @@ def test_masks_go_back_into_the_space_of_the_file(name: str, tmp_path: Path) -> 
     assert encode_like(seen, class_ids(labels.values)) == content
 
 
+@pytest.mark.parametrize("name", AFFINES)
+def test_an_axis_of_one_time_is_no_fourth_axis(name: str, tmp_path: Path) -> None:
+    image, truth = volume(np.random.default_rng(1), AFFINES[name])
+    timed = nibabel.Nifti1Image(np.asarray(image.dataobj)[..., None], image.affine)
+    nibabel.save(timed, tmp_path / "a.nii.gz")
+    nibabel.save(image, tmp_path / "b.nii.gz")
+    nibabel.save(truth, tmp_path / "t.nii")
+    seen, plain, labels = (read_volume((tmp_path / file).read_bytes()) for file in ("a.nii.gz", "b.nii.gz", "t.nii"))
+    assert planes_of((tmp_path / "a.nii.gz").read_bytes()) == len(seen.values)
+    np.testing.assert_array_equal(seen.values, plain.values)
+    assert same_space(seen, labels) == ""
+    (tmp_path / "back.nii.gz").write_bytes(encode_like(seen, class_ids(labels.values)))
+    back = nibabel.load(tmp_path / "back.nii.gz")
+    np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(truth.dataobj))
+    np.testing.assert_allclose(back.affine, image.affine, atol=1e-6)
+
+
 def test_planes_run_from_feet_to_head_and_columns_from_left_to_right(tmp_path: Path) -> None:
     values = np.zeros((4, 5, 6), np.float32)
     values[3, 0, 5] = 7  # right, back, head of a volume in RAS
