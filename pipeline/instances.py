@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import cv2
 import numpy as np
 
+from pipeline.machine_code import compiled
 from pipeline.metrics.instance import average_precisions, overlaps
 from pipeline.outputs import Outputs
 from pipeline.records.case import MAXIMUM_OBJECTS
@@ -114,17 +115,22 @@ def flood(foreground: np.ndarray, interior: np.ndarray, thresholds: Thresholds) 
     inside = (foreground > thresholds.foreground).astype(np.uint8)
     core = ((interior > thresholds.seed) & (inside > 0)).astype(np.uint8)
     count, seeds = cv2.connectedComponents(core, connectivity=4)
-    pieces_count, pieces = cv2.connectedComponents(inside, connectivity=4)
-    with_core = np.zeros(pieces_count, bool)
-    with_core[pieces[seeds > 0]] = True
-    without_core = ~with_core
-    without_core[0] = False
-    if without_core.any():
-        rest = without_core[pieces]
-        ids = np.zeros(pieces_count, np.int32)
-        ids[without_core] = np.arange(count, count + without_core.sum())
-        seeds[rest] = ids[pieces[rest]]
-    return watershed(-interior, markers=seeds, mask=inside > 0).astype(np.int32)
+    pieces_count, found = cv2.connectedComponents(inside, connectivity=4)
+    pieces = np.asarray(found, np.int32)
+    piece_of = np.zeros(count, np.int32)
+    piece_of[seeds] = pieces
+    cores = np.bincount(piece_of[1:], minlength=pieces_count)
+    # A piece of one core or none is an object as it is: only what several share, a small part as a rule, is flooded.
+    ids = np.zeros(pieces_count, np.int32)
+    ids[piece_of[1:]] = np.arange(1, count)
+    without_core = np.flatnonzero(cores[1:] == 0) + 1
+    ids[without_core] = np.arange(count, count + without_core.size)
+    ids[cores > 1] = -1
+    objects = ids.take(pieces)
+    shared = objects < 0
+    if shared.any():
+        objects[shared] = watershed(-interior, markers=np.where(shared, seeds, 0), mask=shared)[shared]
+    return objects
 
 
 def _jumps(down: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -156,8 +162,18 @@ def drop_objects(
 
 def _sizes_and_means(objects: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of each id from 0 on, and their mean foreground: (largest id + 1,) each."""
-    sizes = np.bincount(objects.ravel())
-    return sizes, np.bincount(objects.ravel(), weights=foreground.ravel()) / np.maximum(sizes, 1)
+    sizes = np.zeros(int(objects.max(initial=0)) + 1, np.int64)
+    sums = np.zeros(sizes.size)
+    _count_and_sum(objects.ravel(), foreground.ravel(), sizes, sums)
+    return sizes, sums / np.maximum(sizes, 1)
+
+
+@compiled
+def _count_and_sum(ids: np.ndarray, values: np.ndarray, sizes: np.ndarray, sums: np.ndarray) -> None:
+    """What np.bincount does twice over copies of the rasters."""
+    for at in range(ids.size):
+        sizes[ids[at]] += 1
+        sums[ids[at]] += values[at]
 
 
 def tune(

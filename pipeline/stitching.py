@@ -141,6 +141,8 @@ class Stitcher:
     def _finished(self, parts: list[_Fragment]) -> Iterator[FoundObject]:
         """Grow the objects of one whole piece."""
         part = parts[0] if len(parts) == 1 else _put_together(parts)
+        if np.count_nonzero(part.foreground) < self.thresholds.minimum_size:
+            return
         grown = flood(part.foreground, part.interior, self.thresholds)
         grown = drop_objects(grown, part.foreground, self.thresholds.minimum_size, self.thresholds.certainty)
         for identity in range(1, int(grown.max(initial=0)) + 1):

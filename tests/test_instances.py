@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
+from skimage.segmentation import watershed
 
-from pipeline.instances import Thresholds, drop_objects, grow_objects, label_raster, object_classes, tune
+from pipeline.instances import Thresholds, drop_objects, flood, grow_objects, label_raster, object_classes, tune
 from pipeline.outputs import Outputs
 from pipeline.records.case import IGNORED
 from pipeline.targets import channels_of, make_target
@@ -81,6 +83,26 @@ def test_objects_stay_inside_the_foreground_and_are_numbered(seed: int) -> None:
     assert found.dtype == np.uint16
     assert not found[maps[0] <= 0.4].any()
     assert sorted(np.unique(found)) == list(range(found.max() + 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.3, 0.7), st.floats(0.3, 0.9), st.sampled_from([1.0, 2.0, 4.0]))
+def test_objects_are_those_of_a_watershed_over_everything(
+    seed: int, foreground: float, core: float, coarseness: float
+) -> None:
+    """Pieces of one core are not flooded: nothing may tell. Ids too: cores first, then pieces without one, by rows."""
+    noise = np.random.default_rng(seed).random((2, 48, 64)).astype(np.float32)
+    maps = np.stack(
+        [cv2.normalize(cv2.GaussianBlur(one, (0, 0), coarseness), None, 0, 1, cv2.NORM_MINMAX) for one in noise]
+    )
+    inside = maps[0] > foreground
+    markers, count = ndimage.label((maps[1] > core) & inside)
+    pieces, _ = ndimage.label(inside)
+    without = np.setdiff1d(pieces[inside], pieces[markers > 0])
+    for number, piece in enumerate(without, start=count + 1):
+        markers[pieces == piece] = number
+    expected = watershed(-maps[1], markers=markers, mask=inside)
+    np.testing.assert_array_equal(flood(maps[0], maps[1], Thresholds(foreground, core)), expected)
 
 
 def test_too_many_objects_are_refused() -> None:
