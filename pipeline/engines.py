@@ -21,21 +21,35 @@ PROBE = 128
 """Side in pixels of the image on which both engines are compared before OpenVINO is used."""
 APART = 0.03
 """Largest mean difference between the engines' outputs, as a share of their range, that is put down to rounding."""
+LARGE = 1 << 20
+"""Pixels of an input above which OpenVINO compiles for its very shape, a fifth of a second each: made for any shape, it
+takes 0.5 GB more at windows of slides."""
 
 
 def forward_of(network: nn.Module, engine: str, compute: ComputeSettings) -> Forward:
-    """Return what maps inputs to logits by an engine: pytorch, openvino, or auto, which is pytorch.
+    """Return what maps inputs to logits by an engine: pytorch, openvino, or auto.
 
-    compute: as frozen. Raises ValueError for openvino on another device than the CPU, and where it does not give what
-    PyTorch gives.
+    auto is openvino on processors where it gives what PyTorch gives, and pytorch elsewhere. OpenVINO takes the weights
+    as they are now: a network that is still trained goes by PyTorch. compute: as frozen. Raises ValueError for openvino
+    on another device than the CPU, and where it does not give what PyTorch gives.
     """
     in_pytorch = _in_pytorch(network, compute)
-    if engine != "openvino":
+    if engine == "pytorch" or (engine == "auto" and compute.device != "cpu"):
         return in_pytorch
     if compute.device != "cpu":
         raise ValueError(
             f"predict.engine=openvino: expected compute.device=cpu, found {compute.device}; take predict.engine=pytorch"
         )
+    try:
+        return _in_openvino(network, compute, in_pytorch)
+    except ValueError as error:
+        if engine != "auto":
+            raise
+        print(f"noted: PyTorch runs the network; {error}")
+        return in_pytorch
+
+
+def _in_openvino(network: nn.Module, compute: ComputeSettings, in_pytorch: Forward) -> Forward:
     compiled = OpenVino(network, compute)
     apart = difference(in_pytorch, compiled)
     if apart > APART:
@@ -82,7 +96,7 @@ class _Inside(nn.Module):
 
 
 class OpenVino:
-    """A network as OpenVINO compiles it for a shape of input, whole or inside; same arguments and result as Forward.
+    """A network as OpenVINO compiles it, whole or inside; same arguments and result as Forward.
 
     The network is traced by its own call, or by that of its inside; it must be one that takes images and nothing
     beside. Raises ValueError where it cannot be converted.
@@ -100,9 +114,10 @@ class OpenVino:
         }
         # The whole, and one inside: a conversion takes longer than to look at a tile.
         self.models = {NO_MARGINS: self._converted(NO_MARGINS)}
-        # Of one shape of input at a time: each takes as much memory as its activations, and a fifth of a second.
+        # For images of any shape, made when the first comes; and for one shape of large ones at a time.
+        self._of_any_shape: Any = None
         self._made_for: tuple[tuple[int, ...], Margins] | None = None
-        self._compiled: Any = None
+        self._of_one_shape: Any = None
 
     def _converted(self, off: Margins) -> Any:
         """The network, or its inside, for inputs of any shape."""
@@ -146,13 +161,21 @@ class OpenVino:
         if drawn:
             raise ValueError("predict.engine=openvino: expected no code that is drawn; take predict.engine=pytorch")
         images = inputs.movedim(1, -1).contiguous()
-        shape = tuple(images.shape)
+        return torch.from_numpy(self._compiled(tuple(images.shape), off)(images.numpy())[0])
+
+    def _compiled(self, shape: tuple[int, ...], off: Margins) -> Any:
+        """The network for inputs of a shape, (N, height, width, 3)."""
+        if off == NO_MARGINS and shape[0] * shape[1] * shape[2] <= LARGE:
+            if self._of_any_shape is None:
+                self._of_any_shape = self.core.compile_model(self.models[NO_MARGINS], "CPU", self.settings)
+            return self._of_any_shape
         if (shape, off) != self._made_for:
-            self._compiled = None
+            # The former one's memory goes first.
+            self._of_one_shape = None
             if off not in self.models:
                 self.models = {NO_MARGINS: self.models[NO_MARGINS], off: self._converted(off)}
             model = self.models[off].clone()
             model.reshape(list(shape))
-            self._compiled = self.core.compile_model(model, "CPU", self.settings)
+            self._of_one_shape = self.core.compile_model(model, "CPU", self.settings)
             self._made_for = shape, off
-        return torch.from_numpy(self._compiled(images.numpy())[0])
+        return self._of_one_shape

@@ -137,7 +137,10 @@ class Predictor:
         turned = np.rot90(image, turns)
         probabilities = self._tiled((turned[:, ::-1] if mirrored else turned).copy(), off.turned(turns, mirrored))
         back = np.rot90(probabilities[:, :, ::-1] if mirrored else probabilities, -turns, axes=(1, 2))
-        return back if self.directions is None else _turned_back(back, self.directions, turns, mirrored)
+        # As it lay, nothing points elsewhere; three copies of a slide's window would take a twentieth of its time.
+        if self.directions is None or not (turns or mirrored):
+            return back
+        return _turned_back(back, self.directions, turns, mirrored)
 
     def _tiled(self, image: np.ndarray, off: Margins) -> np.ndarray:
         height, width = image.shape[:2]
@@ -416,6 +419,8 @@ def predictor_of(
     window: of a network of volumes, what it was trained on (AugmentSettings.window).
     Training validates by it, and every use goes through it: what is measured there is what comes out here.
     """
+    if settings.engine == "auto" and (makes_images or window is not None):
+        settings = settings.model_copy(update={"engine": "pytorch"})
     if window is not None:
         return VolumePredictor(cast(Network, network), activation, intensity, settings, compute, window, name)
     if (makes_images or isinstance(network, Classifier)) and settings.scales != (1.0,):

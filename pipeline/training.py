@@ -161,8 +161,11 @@ class Loop:
             self.averaged.module,
             activation,
             self.settings.intensity,
-            # Averages cost time; the magnification is what the crops are drawn for.
-            config.predict.model_copy(update={"flips": "none", "scales": config.predict.scales[:1]}),
+            # Averages cost time; the magnification is what the crops are drawn for. Another engine than PyTorch would
+            # go on with the weights of the beginning.
+            config.predict.model_copy(
+                update={"flips": "none", "scales": config.predict.scales[:1], "engine": "pytorch"}
+            ),
             config.compute,
             makes_images=config.train.task in IMAGE_TASKS,
             name=f"{folder}, in validation",

@@ -286,7 +286,8 @@ def test_a_batch_of_tiles_is_taken_as_one_larger_tile(size: tuple[int, int]) -> 
             return super().forward(image)
 
     image = picture(*size)
-    Predictor(Watched(), "sigmoid", "stored", PredictSettings(tile=64, batch=9), CPU)(image)
+    settings = PredictSettings(tile=64, batch=9, engine="pytorch")
+    Predictor(Watched(), "sigmoid", "stored", settings, CPU)(image)
     pixels = [count * height * width for count, _, height, width in seen]
     # Nothing larger than a batch of tiles, and with nothing around a pixel to see, little is looked at twice.
     assert max(pixels) <= 9 * 64**2

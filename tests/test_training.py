@@ -228,6 +228,24 @@ def test_minutes_become_steps_once_and_are_frozen(tmp_path: Path) -> None:
     assert (folder / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize("engine", ["auto", "openvino"])
+def test_validation_looks_at_the_weights_as_they_are_now(tmp_path: Path, engine: str) -> None:
+    """OpenVINO would go on with those of the beginning."""
+    scores: list[torch.Tensor] = []
+
+    class Watched(Doubling):
+        def validate(self, predict) -> dict[str, float]:
+            image = Crops()[0]["image"][None]
+            with torch.inference_mode():
+                scores.append(predict.forward(image))
+                assert torch.equal(scores[-1], predict.network(image))
+            return super().validate(predict)
+
+    fit(Watched, load_config(None, [*SETTINGS, f"predict.engine={engine}"]), "sigmoid", tmp_path)
+    assert len(scores) == 4
+    assert not torch.equal(scores[0], scores[-1])
+
+
 def test_a_budget_without_room_for_a_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="leave no time for a step"):
         train(tmp_path / "run", "train.minutes=0.00001")
