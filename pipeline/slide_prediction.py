@@ -6,6 +6,7 @@ on and ends with the same bytes; what they were made from stands beside them, an
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -128,7 +129,7 @@ def predict_slide(
     tissue = find_tissue(view, blocks_of(view))
     sample = [view.window(*place) for place in _evenly(tissue, SAMPLED)]
     seen = _restained(normaliser, sample)
-    _fix_light(predict, [seen(image) for image in sample])
+    predict = _in_light(predict, sum((count_levels(seen(image)) for image in sample), np.zeros((256, 3), np.int64)))
     seeing = _reach(predict), _grid(predict)
 
     def maps_of(window: np.ndarray, off: Margins, at: Place) -> np.ndarray:
@@ -205,12 +206,16 @@ def _members(predict: Predictor | Ensemble) -> list[Predictor]:
     return [member for member in members if isinstance(member, Predictor)]
 
 
-def _fix_light(predict: Predictor | Ensemble, sample: Sequence[np.ndarray]) -> None:
-    """Stretch every window of the slide alike."""
-    counts = sum((count_levels(image) for image in sample), np.zeros((256, 3), np.int64))
-    for member in _members(predict):
-        if member.prepare in TABLES and counts.any():
-            member.prepare = partial(looked_up, TABLES[member.prepare](counts))
+def _in_light(predict: Callable[..., np.ndarray], counts: np.ndarray) -> Predictor | Ensemble:
+    """Return the predictor, or its like, that stretches every window by the levels of the whole slide."""
+    if isinstance(predict, Ensemble):
+        return Ensemble([_in_light(member, counts) for member in predict.members])
+    assert isinstance(predict, Predictor)
+    if predict.prepare not in TABLES or not counts.any():
+        return predict
+    fixed = copy.copy(predict)
+    fixed.prepare = partial(looked_up, TABLES[predict.prepare](counts))
+    return fixed
 
 
 def _reach(predict: Predictor | Ensemble) -> int:

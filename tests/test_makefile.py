@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from pipeline.config import load_config
+from pipeline.readers import READERS
 from pipeline.stains import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -98,3 +101,21 @@ def test_a_misspelt_method_is_told_with_those_there_are(arguments: tuple[str, ..
 def test_the_classical_methods_are_those_of_the_code() -> None:
     assert set(METHODS) == set(CLASSICAL.split())
     assert f"CLASSICAL   := {CLASSICAL}" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def layouts() -> list[tuple[str, str, str]]:
+    """Layout, target and config of each line of the README's table of layouts; config is empty for one of one's own."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Layouts\n")[2].partition("\n## ")[0]
+    rows = [row.strip("|").split(" | ") for row in table.splitlines() if row.startswith("| ")][1:]
+    return [(row[1].strip("` "), *(re.findall(r"`make (\w+) CONFIG=(\S+)`", row[3]) or [("", "")])[0]) for row in rows]
+
+
+def test_every_layout_has_a_line() -> None:
+    assert {layout for layout, _, _ in layouts()} == set(READERS)
+
+
+@pytest.mark.parametrize(("layout", "target", "config"), [row for row in layouts() if row[1]], ids=lambda word: word)
+def test_the_line_of_a_layout_makes_all_that_it_says(layout: str, target: str, config: str) -> None:
+    last = {"evaluate": "report", "submission": "submit"}[target]
+    assert made(target, f"CONFIG={config}")[1] == [f"{last} -c {config} --with-needs"]
+    assert load_config(ROOT / config).ingest.layout in ("auto", layout)

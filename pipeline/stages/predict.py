@@ -31,7 +31,7 @@ from pipeline.records.split import read_parts
 
 if TYPE_CHECKING:
     from pipeline.case_maps import CaseMaps
-    from pipeline.inference import AnyPredictor
+    from pipeline.inference import AnyPredictor, Ensemble, Predictor
     from pipeline.pairs import Pairs
     from pipeline.records.images import Readings
     from pipeline.records.slides import View
@@ -336,6 +336,7 @@ def predict_slides(
             faults.append(fault)
         else:
             print(told, flush=True)
+    _for_slides.cache_clear()
     print(f"Written: {len(files) - len(faults)} of {len(files)} slides to {out}")
     refuse_unusable(faults, len(files), "slides failed")
 
@@ -361,7 +362,6 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
     task: folder of the run, slide, folder that is written to, microns per pixel, overrides.
     """
     from pipeline.device import give_freed_memory_back
-    from pipeline.inference import VolumePredictor
     from pipeline.records.findings import FaultyFile
     from pipeline.records.slides import View, open_slide
     from pipeline.slide_prediction import finished, predict_slide
@@ -379,9 +379,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
             made_from = _made_from(trained, settings, compute, view)
             done = finished(out, file.stem, made_from)
             if done is None:
-                # Anew for each slide, whose light it learns.
-                predict = trained.predictor(settings, compute)
-                assert not isinstance(predict, VolumePredictor), "refused before any slide is opened"
+                predict = _for_slides(folder, trained.digest, overrides)
                 thresholds = trained.thresholds()
                 done = predict_slide(
                     view, predict, trained.outputs, thresholds, out, file.stem, normaliser, made_from
@@ -394,6 +392,22 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
         f"{file.name}: {view.height} x {view.width} pixels{counted}; {done.tissue} of {done.blocks} blocks hold "
         f"tissue{cut}"
     ), ""
+
+
+@lru_cache(maxsize=1)
+def _for_slides(folder: str, digest: str, overrides: tuple[str, ...]) -> Predictor | Ensemble:
+    """Return what one slide after another is seen by: to make it takes seconds, and memory that PyTorch never frees.
+
+    folder: of the run; digest: by which a worker that outlives a command tells another run in the same folder.
+    """
+    from pipeline.inference import VolumePredictor
+    from pipeline.trained import open_run
+
+    trained = open_run(Path(folder))
+    assert trained.digest == digest
+    predict = trained.predictor(*_settings_of(trained, overrides))
+    assert not isinstance(predict, VolumePredictor), "refused before any slide is opened"
+    return predict
 
 
 def _made_from(trained: TrainedRun, settings: PredictSettings, compute: ComputeSettings, view: View) -> str:
