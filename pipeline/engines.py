@@ -27,29 +27,18 @@ takes 0.5 GB more at windows of slides."""
 
 
 def forward_of(network: nn.Module, engine: str, compute: ComputeSettings) -> Forward:
-    """Return what maps inputs to logits by an engine: pytorch, openvino, or auto.
+    """Return what maps inputs to logits by an engine: pytorch, openvino, or auto, which is pytorch.
 
-    auto is openvino on processors where it gives what PyTorch gives, and pytorch elsewhere. OpenVINO takes the weights
-    as they are now: a network that is still trained goes by PyTorch. compute: as frozen. Raises ValueError for openvino
-    on another device than the CPU, and where it does not give what PyTorch gives.
+    OpenVINO takes the weights as they are now: a network that is still trained goes by PyTorch. compute: as frozen.
+    Raises ValueError for openvino on another device than the CPU, and where it does not give what PyTorch gives.
     """
     in_pytorch = _in_pytorch(network, compute)
-    if engine == "pytorch" or (engine == "auto" and compute.device != "cpu"):
+    if engine != "openvino":
         return in_pytorch
     if compute.device != "cpu":
         raise ValueError(
             f"predict.engine=openvino: expected compute.device=cpu, found {compute.device}; take predict.engine=pytorch"
         )
-    try:
-        return _in_openvino(network, compute, in_pytorch)
-    except ValueError as error:
-        if engine != "auto":
-            raise
-        print(f"noted: PyTorch runs the network; {error}")
-        return in_pytorch
-
-
-def _in_openvino(network: nn.Module, compute: ComputeSettings, in_pytorch: Forward) -> Forward:
     compiled = OpenVino(network, compute)
     apart = difference(in_pytorch, compiled)
     if apart > APART:

@@ -375,7 +375,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
     try:
         with open_slide(file) as slide:
             view = View.at(slide, mpp)
-            settings, compute = _settings_of(trained, overrides)
+            settings, compute = _settings_of(trained, overrides, quick_engine=True)
             made_from = _made_from(trained, settings, compute, view)
             done = finished(out, file.stem, made_from)
             if done is None:
@@ -405,7 +405,7 @@ def _for_slides(folder: str, digest: str, overrides: tuple[str, ...]) -> Predict
 
     trained = open_run(Path(folder))
     assert trained.digest == digest
-    predict = trained.predictor(*_settings_of(trained, overrides))
+    predict = trained.predictor(*_settings_of(trained, overrides, quick_engine=True))
     assert not isinstance(predict, VolumePredictor), "refused before any slide is opened"
     return predict
 
@@ -421,9 +421,15 @@ def _made_from(trained: TrainedRun, settings: PredictSettings, compute: ComputeS
     return short_name(made_from)
 
 
-def _settings_of(trained: TrainedRun, overrides: Sequence[str]) -> tuple[PredictSettings, ComputeSettings]:
-    """Return the run's own settings but for those that are given."""
+def _settings_of(
+    trained: TrainedRun, overrides: Sequence[str], *, quick_engine: bool = False
+) -> tuple[PredictSettings, ComputeSettings]:
+    """Return the run's own settings but for those that are given; predict.engine=auto is chosen."""
     given = load_config(None, [*overrides])
     names = [override.partition("=")[0].split(".") for override in overrides]
     own = {name[1]: getattr(given.predict, name[1]) for name in names if name[0] == "predict" and len(name) > 1}
-    return trained.config.predict.model_copy(update=own), trained.compute_here(given.compute)
+    compute = trained.compute_here(given.compute)
+    settings = trained.config.predict.model_copy(update=own)
+    if quick_engine and settings.engine == "auto" and compute.device == "cpu":
+        settings = settings.model_copy(update={"engine": "openvino"})
+    return settings, compute
