@@ -103,10 +103,9 @@ class OpenVino:
         }
         # The whole, and one inside: a conversion takes longer than to look at a tile.
         self.models = {NO_MARGINS: self._converted(NO_MARGINS)}
-        # For images of any shape, made when the first comes; and for one shape of large ones at a time.
-        self._of_any_shape: Any = None
-        self._made_for: tuple[tuple[int, ...], Margins] | None = None
-        self._of_one_shape: Any = None
+        # One at a time, each takes as much memory as its activations: for images of any shape (None), or for one shape.
+        self._made_for: tuple[tuple[int, ...] | None, Margins] | None = None
+        self._made: Any = None
 
     def _converted(self, off: Margins) -> Any:
         """The network, or its inside, for inputs of any shape."""
@@ -154,17 +153,14 @@ class OpenVino:
 
     def _compiled(self, shape: tuple[int, ...], off: Margins) -> Any:
         """The network for inputs of a shape, (N, height, width, 3)."""
-        if off == NO_MARGINS and shape[0] * shape[1] * shape[2] <= LARGE:
-            if self._of_any_shape is None:
-                self._of_any_shape = self.core.compile_model(self.models[NO_MARGINS], "CPU", self.settings)
-            return self._of_any_shape
-        if (shape, off) != self._made_for:
-            # The former one's memory goes first.
-            self._of_one_shape = None
+        kept = None if off == NO_MARGINS and shape[0] * shape[1] * shape[2] <= LARGE else shape
+        if (kept, off) != self._made_for:
+            self._made = None
             if off not in self.models:
                 self.models = {NO_MARGINS: self.models[NO_MARGINS], off: self._converted(off)}
             model = self.models[off].clone()
-            model.reshape(list(shape))
-            self._of_one_shape = self.core.compile_model(model, "CPU", self.settings)
-            self._made_for = shape, off
-        return self._of_one_shape
+            if kept is not None:
+                model.reshape(list(kept))
+            self._made = self.core.compile_model(model, "CPU", self.settings)
+            self._made_for = kept, off
+        return self._made
