@@ -404,7 +404,11 @@ def _for_slides(folder: str, digest: str, overrides: tuple[str, ...]) -> Predict
     from pipeline.trained import open_run
 
     trained = open_run(Path(folder))
-    assert trained.digest == digest
+    if trained.digest != digest:
+        raise ValueError(
+            f"{folder}: expected the run to stay as it is while slides are predicted, found it changed; "
+            "give the same command again"
+        )
     predict = trained.predictor(*_settings_of(trained, overrides, quick_engine=True))
     assert not isinstance(predict, VolumePredictor), "refused before any slide is opened"
     return predict
