@@ -501,8 +501,8 @@ class PredictSettings(Settings):
     """Tiles a forward pass; where the network takes any size, one tile of as many pixels."""
     engine: Literal["auto", "pytorch", "openvino"] = "auto"
     """What runs the network in use: openvino (processors only) takes a second or two to begin and is then about twice
-    as fast. auto takes it for slides, and PyTorch for everything else; training itself, validation included, goes by
-    PyTorch whatever this is."""
+    as fast. auto takes it on processors, but for networks that make images or look at volumes and those that it cannot
+    carry; training itself, validation included, goes by PyTorch."""
 
     @field_validator("scales")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -27,18 +28,29 @@ takes 0.5 GB more at windows of slides."""
 
 
 def forward_of(network: nn.Module, engine: str, compute: ComputeSettings) -> Forward:
-    """Return what maps inputs to logits by an engine: pytorch, openvino, or auto, which is pytorch.
+    """Return what maps inputs to logits by an engine: pytorch, openvino, or auto.
 
-    OpenVINO takes the weights as they are now: a network that is still trained goes by PyTorch. compute: as frozen.
-    Raises ValueError for openvino on another device than the CPU, and where it does not give what PyTorch gives.
+    auto is openvino on processors where it gives what PyTorch gives, and pytorch elsewhere. OpenVINO takes the weights
+    as they are now: a network that is still trained goes by PyTorch. compute: as frozen. Raises ValueError for openvino
+    on another device than the CPU, and where it does not give what PyTorch gives.
     """
     in_pytorch = _in_pytorch(network, compute)
-    if engine != "openvino":
+    if engine == "pytorch" or (engine == "auto" and compute.device != "cpu"):
         return in_pytorch
     if compute.device != "cpu":
         raise ValueError(
             f"predict.engine=openvino: expected compute.device=cpu, found {compute.device}; take predict.engine=pytorch"
         )
+    try:
+        return _in_openvino(network, compute, in_pytorch)
+    except ValueError as error:
+        if engine != "auto":
+            raise
+        print(f"noted: PyTorch runs the network; {error}")
+        return in_pytorch
+
+
+def _in_openvino(network: nn.Module, compute: ComputeSettings, in_pytorch: Forward) -> Forward:
     compiled = OpenVino(network, compute)
     apart = difference(in_pytorch, compiled)
     if apart > APART:
@@ -84,6 +96,18 @@ class _Inside(nn.Module):
         return cast(Network, self.network).inside(inputs, self.off)
 
 
+@cache
+def _core() -> Any:
+    """The process's one OpenVINO core.
+
+    Its plugin gives the thread that loads it another stack for signals, and takes it away with the core, from whichever
+    thread: the next signal, such as that a loader worker has ended, would find no stack.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVino:
     """A network as OpenVINO compiles it, whole or inside; same arguments and result as Forward.
 
@@ -92,10 +116,7 @@ class OpenVino:
     """
 
     def __init__(self, network: nn.Module, compute: ComputeSettings) -> None:
-        import openvino
-
         self.network = network
-        self.core = openvino.Core()
         self.settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if compute.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": compute.threads,
@@ -161,6 +182,6 @@ class OpenVino:
             model = self.models[off].clone()
             if kept is not None:
                 model.reshape(list(kept))
-            self._made = self.core.compile_model(model, "CPU", self.settings)
+            self._made = _core().compile_model(model, "CPU", self.settings)
             self._made_for = kept, off
         return self._made

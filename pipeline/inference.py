@@ -419,6 +419,8 @@ def predictor_of(
     window: of a network of volumes, what it was trained on (AugmentSettings.window).
     Training validates by it, and every use goes through it: what is measured there is what comes out here.
     """
+    if settings.engine == "auto" and (makes_images or window is not None):
+        settings = settings.model_copy(update={"engine": "pytorch"})
     if window is not None:
         return VolumePredictor(cast(Network, network), activation, intensity, settings, compute, window, name)
     if (makes_images or isinstance(network, Classifier)) and settings.scales != (1.0,):

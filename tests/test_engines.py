@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import FunctionType
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +18,7 @@ import torch
 from pipeline import engines
 from pipeline.config import ComputeSettings, NetworkSettings, PredictSettings
 from pipeline.engines import OpenVino, forward_of
-from pipeline.inference import predictor_of
+from pipeline.inference import Predictor, predictor_of
 from pipeline.networks import Network, build_network
 from pipeline.networks.inside import NO_MARGINS, Margins
 
@@ -78,11 +86,20 @@ class Constant(Network):
         return image + float(image.shape[-2]) * image.mean(dim=1, keepdim=True)
 
 
-def test_auto_is_pytorch() -> None:
+def test_auto_is_openvino_on_processors_for_what_makes_masks() -> None:
     network = network_of(NETWORKS[0])
+    for makes_images, engine in ((False, OpenVino), (True, FunctionType)):
+        predict = predictor_of(network, "sigmoid", "stored", PredictSettings(), CPU, makes_images=makes_images)
+        assert isinstance(predict, Predictor)
+        assert isinstance(predict.forward, engine)
+
+
+def test_auto_is_pytorch_where_nothing_else_gives_what_it_gives(capsys: pytest.CaptureFixture[str]) -> None:
     image = torch.rand(1, 3, 64, 64)
-    with torch.inference_mode():
-        assert torch.equal(forward_of(network, "auto", CPU)(image), network(image))
+    assert torch.equal(forward_of(Constant(), "auto", CPU)(image), Constant()(image))
+    assert "noted: PyTorch runs the network; predict.engine=openvino: expected" in capsys.readouterr().out
+    forward_of(network_of(NETWORKS[0]), "auto", CPU.model_copy(update={"device": "cuda"}))
+    assert not capsys.readouterr().out
 
 
 def test_large_images_are_those_of_pytorch_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +110,34 @@ def test_large_images_are_those_of_pytorch_too(monkeypatch: pytest.MonkeyPatch) 
     with torch.inference_mode():
         for image in images:
             np.testing.assert_allclose(forward(image), network(image), atol=2e-3)
+
+
+def drop_engines_and_be_signalled() -> None:
+    """Run in a process of its own: engines dropped in the order and by the threads in which stages may drop them."""
+    network, image = network_of(NETWORKS[0]), torch.rand(1, 3, 32, 32)
+    used = [OpenVino(network, CPU) for _ in range(2)]
+    for engine in used:
+        engine(image)
+    used.pop(0)
+    dropping = threading.Thread(target=used.clear)
+    dropping.start()
+    dropping.join()
+    del engine
+    signal.signal(signal.SIGCHLD, lambda *_: print("signalled", flush=True))
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    print("ended")
+
+
+def test_signals_arrive_after_engines_are_dropped() -> None:
+    # Where every engine had an OpenVINO core of its own, this process ended at once, by a segmentation fault.
+    here = Path(__file__).parent
+    script = "import faulthandler; faulthandler.enable(); import test_engines as t; t.drop_engines_and_be_signalled()"
+    path = os.pathsep.join(map(str, (here, here.parent)))
+    run = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert run.stdout.split() == ["signalled", "ended"], run.stderr
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_network_that_is_not_carried_over_is_refused() -> None:

@@ -375,7 +375,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
     try:
         with open_slide(file) as slide:
             view = View.at(slide, mpp)
-            settings, compute = _settings_of(trained, overrides, quick_engine=True)
+            settings, compute = _settings_of(trained, overrides)
             made_from = _made_from(trained, settings, compute, view)
             done = finished(out, file.stem, made_from)
             if done is None:
@@ -409,7 +409,7 @@ def _for_slides(folder: str, digest: str, overrides: tuple[str, ...]) -> Predict
             f"{folder}: expected the run to stay as it is while slides are predicted, found it changed; "
             "give the same command again"
         )
-    predict = trained.predictor(*_settings_of(trained, overrides, quick_engine=True))
+    predict = trained.predictor(*_settings_of(trained, overrides))
     assert not isinstance(predict, VolumePredictor), "refused before any slide is opened"
     return predict
 
@@ -425,15 +425,9 @@ def _made_from(trained: TrainedRun, settings: PredictSettings, compute: ComputeS
     return short_name(made_from)
 
 
-def _settings_of(
-    trained: TrainedRun, overrides: Sequence[str], *, quick_engine: bool = False
-) -> tuple[PredictSettings, ComputeSettings]:
-    """Return the run's own settings but for those that are given; predict.engine=auto is chosen."""
+def _settings_of(trained: TrainedRun, overrides: Sequence[str]) -> tuple[PredictSettings, ComputeSettings]:
+    """Return the run's own settings but for those that are given."""
     given = load_config(None, [*overrides])
     names = [override.partition("=")[0].split(".") for override in overrides]
     own = {name[1]: getattr(given.predict, name[1]) for name in names if name[0] == "predict" and len(name) > 1}
-    compute = trained.compute_here(given.compute)
-    settings = trained.config.predict.model_copy(update=own)
-    if quick_engine and settings.engine == "auto" and compute.device == "cpu":
-        settings = settings.model_copy(update={"engine": "openvino"})
-    return settings, compute
+    return trained.config.predict.model_copy(update=own), trained.compute_here(given.compute)
