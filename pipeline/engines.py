@@ -121,6 +121,8 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "bf16" if compute.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": compute.threads,
             "PERFORMANCE_HINT": "LATENCY",
+            # It would hold each process to the first of the cores, those of several workers all to the same.
+            "ENABLE_CPU_PINNING": False,
         }
         # The whole, and one inside: a conversion takes longer than to look at a tile.
         self.models = {NO_MARGINS: self._converted(NO_MARGINS)}

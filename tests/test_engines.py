@@ -79,6 +79,12 @@ def test_the_same_bytes_again_whatever_came_between() -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
+def test_no_core_is_held() -> None:
+    forward = OpenVino(network_of(NETWORKS[0]), CPU)
+    forward(torch.rand(1, 3, 32, 32))
+    assert forward._made.get_property("ENABLE_CPU_PINNING") is False
+
+
 class Constant(Network):
     """Remembers the size of the first image, as a conversion may."""
 
