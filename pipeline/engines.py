@@ -123,6 +123,9 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY",
             # It would hold each process to the first of the cores, those of several workers all to the same.
             "ENABLE_CPU_PINNING": False,
+            # What is compiled for a shape is kept for the next image of it: of all by default, gigabytes at images of
+            # hundreds of sizes. A fifth of that is enough for a dozen sizes.
+            "CPU_RUNTIME_CACHE_CAPACITY": 1000,
         }
         # The whole, and one inside: a conversion takes longer than to look at a tile.
         self.models = {NO_MARGINS: self._converted(NO_MARGINS)}
