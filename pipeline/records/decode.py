@@ -1,7 +1,8 @@
 """From the bytes of one raw file to pixels: PNG, JPEG, TIFF and BMP, whatever the suffix says.
 
-PNG of 8 and 16 bits goes through OpenCV, the rest through Pillow, and TIFFs that Pillow cannot hold (deep colours,
-other compressions) through tifffile. A file that ends early is refused, never completed with grey.
+PNG of 8 and 16 bits goes through OpenCV, grey and RGB of JPEG through simplejpeg, the rest through Pillow, and TIFFs
+that Pillow cannot hold (deep colours, other compressions) through tifffile. A file that ends early is refused, never
+completed with grey, and so is a JPEG with bytes that its decoder could make nothing of.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 from pipeline.records.findings import FaultyFile, Remark
@@ -60,6 +62,7 @@ BROKEN = (
 )  # fmt: skip
 """What decoders of others raise for damaged bytes."""
 _FETCH_AGAIN = "fetch the file again"
+_FETCH_OR_SAVE = "fetch the file again, or save it anew if it looks whole"
 _SAVE_PLAINLY = "save the file as 8-bit PNG"
 
 
@@ -209,6 +212,22 @@ def _plain_png(content: bytes) -> np.ndarray | None:
     return _red_first(pixels)
 
 
+def _plain_jpeg(content: bytes) -> np.ndarray | None:
+    """Decode JPEG of grey or RGB; None where it is another kind."""
+    try:
+        _, _, colours, _ = simplejpeg.decode_jpeg_header(content, strict=False)
+    except ValueError:  # an unusual sampling of colours, which Pillow knows
+        return None
+    if colours not in ("Gray", "YCbCr", "RGB"):
+        return None
+    try:
+        # Whatever its decoder warns of, as others do not: they make something of bytes that were lost.
+        pixels = simplejpeg.decode_jpeg(content, "GRAY" if colours == "Gray" else "RGB", strict=True)
+    except ValueError as error:
+        raise FaultyFile("truncated or damaged file", "a whole JPEG", str(error), _FETCH_OR_SAVE) from error
+    return pixels[..., 0] if colours == "Gray" else pixels
+
+
 def _with_pillow(
     name: str, content: bytes, found: str, role: Literal["image", "label"]
 ) -> tuple[np.ndarray, list[Remark]]:
@@ -216,24 +235,30 @@ def _with_pillow(
         with Image.open(io.BytesIO(content)) as image:
             _check_size(*image.size)
             _check_pages(getattr(image, "n_frames", 1))
-            turned = image.getexif().get(_ORIENTATION, 1)
+            turned = image.getexif().get(_ORIENTATION)
             if found == "TIFF" and _is_beyond_pillow(image):
-                pixels, remarks = _with_tifffile(content, role)
-                pixels = np.ascontiguousarray(_UPRIGHT[turned](pixels)) if turned in _UPRIGHT else pixels
+                pixels, remarks, turned = _with_tifffile(content, role)
+            elif found == "JPEG" and (plain := _plain_jpeg(content)) is not None:
+                pixels, remarks = _upright(plain, turned), []
             else:
                 image.load()
                 pixels, remarks = _from_pillow(ImageOps.exif_transpose(image), role)
     except OSError as error:  # also what Pillow does not know for an image
         if found == "TIFF":
-            return _with_tifffile(content, role)
-        if not isinstance(error, Image.UnidentifiedImageError):
+            pixels, remarks, turned = _with_tifffile(content, role)
+        elif isinstance(error, Image.UnidentifiedImageError):
+            return _with_opencv(content, found), []
+        else:
             raise
-        return _with_opencv(content, found), []
-    if turned != 1:
+    if turned in _UPRIGHT:
         remarks.append(
             Remark("repaired", "orientation", f"{name}: turned upright as its EXIF orientation {turned} says")
         )
     return pixels, remarks
+
+
+def _upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
+    return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
 
 
 def _is_beyond_pillow(image: Image.Image) -> bool:
@@ -247,8 +272,8 @@ def _is_beyond_pillow(image: Image.Image) -> bool:
     return deep_colours or white_is_zero or (several and one_channel)
 
 
-def _with_tifffile(content: bytes, role: Literal["image", "label"]) -> tuple[np.ndarray, list[Remark]]:
-    """Decode a TIFF of one page, of any compression and order of channels."""
+def _with_tifffile(content: bytes, role: Literal["image", "label"]) -> tuple[np.ndarray, list[Remark], int | None]:
+    """Decode a TIFF of one page, of any compression and order of channels, and turn it as its orientation says."""
     import tifffile
 
     remarks = []
@@ -277,7 +302,8 @@ def _with_tifffile(content: bytes, role: Literal["image", "label"]) -> tuple[np.
             pixels = pixels.max(initial=0) - pixels if pixels.dtype.kind == "f" else ~pixels
         else:
             remarks.append(Remark("noted", "white is 0", "values of the label were taken as they are stored"))
-    return _as_known(pixels), remarks
+    turned = page.tags.valueof(_ORIENTATION)
+    return _upright(_as_known(pixels), turned), remarks, turned
 
 
 def _as_known(pixels: np.ndarray) -> np.ndarray:

@@ -56,6 +56,32 @@ def test_jpeg_is_near_and_a_jpeg_called_png_is_noted() -> None:
     assert remarks == ["noted other file type"]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(64, 48), (17, 33), (1, 1)])
+def test_jpeg_has_the_pixels_that_pillow_gives(mode: str, size: tuple[int, int]) -> None:
+    picture = Image.fromarray(cv2.resize(COLOUR, size)).convert(mode)
+    kinds = [{"quality": quality, "progressive": one, "subsampling": chroma}
+             for quality in (30, 95) for one in (False, True) for chroma in (0, 1, 2)]  # fmt: skip
+    for kind in [*kinds, *([{"keep_rgb": True}] if mode == "RGB" else [])]:
+        content = saved(picture, "JPEG", **kind)
+        with Image.open(io.BytesIO(content)) as image:
+            expected = np.asarray(image if mode == "L" else image.convert("RGB"))
+        np.testing.assert_array_equal(decode("a.jpg", content, "image").pixels, expected)
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans())
+@settings(deadline=None)
+def test_a_jpeg_that_lost_bytes_is_refused(seed: int, blank: bool) -> None:
+    generator = np.random.default_rng(seed)
+    noise = generator.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    content = bytearray(saved(noise, "JPEG", quality=90))
+    data = content.index(b"\xff\xda") + 14
+    at = int(generator.integers(data, len(content) - 200))
+    content[at : at + 150] = bytes(150) if blank else generator.integers(0, 255, 150, np.uint8).tobytes()
+    with pytest.raises(FaultyFile, match=r"expected a whole JPEG, found .*; fetch the file again"):
+        decode("a.jpg", bytes(content), "image")
+
+
 def test_alpha_is_dropped_where_opaque_and_composited_over_white_where_not() -> None:
     alpha = np.full(GREY.shape, 255, np.uint8)
     image, remarks = rgb("a.png", saved(np.dstack([COLOUR, alpha]), "PNG"))
@@ -177,6 +203,11 @@ def test_deep_tiffs_are_turned_upright_as_others_are(turn: int) -> None:
     flat = decode("a.png", saved((deep // 257).astype(np.uint8), "TIFF", tiffinfo={0x0112: turn}), "image").pixels
     found = decode("a.tif", kept, "image")
     np.testing.assert_array_equal((found.pixels // 257).astype(np.uint8), flat)
+    assert [remark.fault for remark in found.remarks] == ["orientation"]
+    # Of a kind that Pillow does not open at all.
+    floats = tiff((deep / 65535).astype(np.float32), photometric="rgb", extratags=[(0x0112, "H", 1, turn, True)])
+    found = decode("a.tif", floats, "image")
+    np.testing.assert_array_equal(np.rint(found.pixels * 65535).astype(int) // 257, flat)
     assert [remark.fault for remark in found.remarks] == ["orientation"]
 
 
