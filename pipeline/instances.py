@@ -13,6 +13,7 @@ from pipeline.machine_code import compiled
 from pipeline.metrics.instance import average_precisions, overlaps
 from pipeline.outputs import Outputs
 from pipeline.records.case import MAXIMUM_OBJECTS
+from pipeline.records.objects import means_by_id
 from pipeline.records.rasters import from_levels, to_levels
 from pipeline.targets import cell_means
 
@@ -79,10 +80,7 @@ def object_classes(objects: np.ndarray, probabilities: np.ndarray, outputs: Outp
     names = outputs.object_classes
     if not names:
         return []
-    sizes = np.bincount(objects.ravel())
-    planes = probabilities[-len(names) :].reshape(len(names), -1)
-    sums = np.stack([np.bincount(objects.ravel(), weights=plane) for plane in planes])
-    means = sums[:, 1:] / np.maximum(sizes[1:], 1)
+    means = np.stack([means_by_id(objects, plane)[1:] for plane in probabilities[-len(names) :]])
     return [(names[best], float(means[best, number])) for number, best in enumerate(means.argmax(axis=0))]
 
 

@@ -180,6 +180,14 @@ def average_precisions(found: Overlaps, kept: np.ndarray) -> np.ndarray:
     return np.where(all_objects > 0, tp / np.maximum(all_objects, 1), 1.0).mean(axis=1)
 
 
+def matched_predictions(found: Overlaps, thresholds: Sequence[float]) -> np.ndarray:
+    """Tell which predicted objects match a true one at IoU strictly greater: (predicted objects, thresholds) bool."""
+    pair, threshold = np.nonzero(_matched(found, thresholds))
+    matched = np.zeros((found.predicted_ids.size, len(thresholds)), bool)
+    matched[found.pair_predicted[pair], threshold] = True
+    return matched
+
+
 def panoptic_quality(found: Overlaps) -> PanopticQuality:
     """Panoptic quality of one class, matches at IoU above 0.5 (Kirillov et al. 2019, doi:10.1109/CVPR.2019.00963)."""
     if found.both_empty:
@@ -313,11 +321,9 @@ def _in_whole_numbers(thresholds: tuple[float, ...]) -> tuple[np.ndarray, np.nda
 
 def _detections(found: Overlaps, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """True positives, false positives and false negatives: (thresholds,) int64 each."""
-    pair, threshold = np.nonzero(_matched(found, thresholds))
     # Objects are marked rather than matches counted: run-length truth of a competition may overlap itself.
-    truth = np.zeros((len(thresholds), found.truth_ids.size), bool)
-    truth[threshold, found.pair_truth[pair]] = True
-    predicted = np.zeros((len(thresholds), found.predicted_ids.size), bool)
-    predicted[threshold, found.pair_predicted[pair]] = True
-    tp = np.count_nonzero(truth, axis=1)
-    return tp, np.count_nonzero(~predicted, axis=1), found.truth_ids.size - tp
+    pair, threshold = np.nonzero(_matched(found, thresholds))
+    truth = np.zeros((found.truth_ids.size, len(thresholds)), bool)
+    truth[found.pair_truth[pair], threshold] = True
+    tp = np.count_nonzero(truth, axis=0)
+    return tp, np.count_nonzero(~matched_predictions(found, thresholds), axis=0), found.truth_ids.size - tp

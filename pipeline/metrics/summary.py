@@ -95,6 +95,8 @@ METRICS_SCHEMA = {
     "those alone: that of all is small where most pixels are plain background; null without any",
     "calibration.bins": "of the pixels in each tenth of probability that has some: mean probability said, share of "
     "foreground seen, and how many they are; ignored pixels count for nothing",
+    "ranked.ap_50, .ap_60, .ap_75": "average precision of the objects of all cases, ranked by the mean probability of "
+    "foreground over each, at IoU above 0.50, 0.60 (HuBMAP 2023's score) and 0.75: area under precision over recall",
     "validation.metric, .score, .test, .gap": "the score that weights and thresholds were chosen by (ap of objects, "
     "else dice), on the cases that they were chosen on, on the test part, and by how much that falls short",
     **{f"<metric> {name}": SCORE_COLUMNS[name] for name in _MEANS},

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.records import rle
 from pipeline.records.case import IGNORED
 from pipeline.records.files import write_text, written_aside
+from pipeline.records.objects import means_by_id
 
 _SHOWN = 5
 PROBABILITY_DIGITS = 6
@@ -118,9 +119,7 @@ class ScoredFiles(Mapping[str, Truth]):
         from pipeline.records.rasters import read_probabilities
 
         labels = self._labels[name]
-        foreground = read_probabilities(self._maps / f"{name}.tif")[0]
-        counts = np.bincount(labels.ravel())
-        means = np.bincount(labels.ravel(), foreground.ravel().astype(np.float64)) / np.maximum(counts, 1)
+        means = means_by_id(labels, read_probabilities(self._maps / f"{name}.tif")[0])
         return ScoredObjects(labels, {number: float(means[number]) for number in _ids(labels)})
 
     def __iter__(self) -> Iterator[str]:

@@ -60,6 +60,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     from pipeline.fan_out import naming
     from pipeline.instances import label_raster, object_classes
     from pipeline.metrics.calibration import Calibration
+    from pipeline.metrics.ranking import Ranking
     from pipeline.metrics.summary import per_case_table, score_object_classes, summarise
     from pipeline.records.rasters import read_label, read_probabilities, write_png
     from pipeline.trained import check_seen, open_run
@@ -76,7 +77,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     rows: list[dict[str, Any]] = []
     classified: list[tuple[str, int, str, float]] = []
     names = _object_classes(trained, parts[PART])
-    calibration = Calibration()
+    calibration, ranking = Calibration(), Ranking()
     for case in tqdm(parts[PART] + parts["unlabelled"], desc="evaluate", unit="image", disable=None):
         maps = read_probabilities(paths.predict / f"{case.case_id}.tif")
         with naming(case.case_id):
@@ -95,6 +96,8 @@ def run(config: Config, paths: Paths) -> list[str]:
             if names:
                 found = [name for name, _ in told]
                 rows[-1] |= score_object_classes(truth, mask, case.classes or (), found, names)
+            if trained.outputs.has_objects:
+                ranking.add(trained.outputs.foreground(maps), truth, mask)
             maps, truth = trained.outputs.by_cell(maps, truth)
             calibration.add(trained.outputs.foreground(maps), truth)
     volumes = _write_volumes(parts[PART] + parts["unlabelled"], paths)
@@ -113,6 +116,7 @@ def run(config: Config, paths: Paths) -> list[str]:
         "unscored": len(parts["unlabelled"]),
         "thresholds": chosen["thresholds"],
         "calibration": calibration.as_dict(),
+        "ranked": ranking.as_dict(),
         "excluded": _excluded(paths.findings),
         **unchecked,
     }
