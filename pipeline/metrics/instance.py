@@ -321,8 +321,8 @@ def _in_whole_numbers(thresholds: tuple[float, ...]) -> tuple[np.ndarray, np.nda
 
 def _detections(found: Overlaps, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """True positives, false positives and false negatives: (thresholds,) int64 each."""
-    # Objects are marked rather than matches counted: run-length truth of a competition may overlap itself.
     pair, threshold = np.nonzero(_matched(found, thresholds))
+    # Objects are marked rather than matches counted: run-length truth of a competition may overlap itself.
     truth = np.zeros((found.truth_ids.size, len(thresholds)), bool)
     truth[found.pair_truth[pair], threshold] = True
     tp = np.count_nonzero(truth, axis=0)

@@ -116,7 +116,7 @@ def run(config: Config, paths: Paths) -> list[str]:
         "unscored": len(parts["unlabelled"]),
         "thresholds": chosen["thresholds"],
         "calibration": calibration.as_dict(),
-        "ranked": ranking.as_dict(),
+        **({"ranked": ranking.as_dict()} if trained.outputs.has_objects else {}),
         "excluded": _excluded(paths.findings),
         **unchecked,
     }
