@@ -7,90 +7,34 @@ over the whole data set, so a case that depends on it is read again, by `finish_
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import PurePosixPath
 
 import numpy as np
 
 from pipeline.config import IngestSettings
-from pipeline.label_values import Meaning, ValueSurvey, integers, survey
+from pipeline.label_values import Meaning, integers, survey
 from pipeline.labels import (
     EMPTY_OUTLINE,
     Label,
     check_size,
-    difference,
     from_class_planes,
-    from_object_masks,
     from_outlines,
     from_raster,
-    from_runs,
     from_sampled_runs,
-    refuse_ids,
 )
+from pipeline.readers.checked import Checked
 from pipeline.readers.layout import RawCase
+from pipeline.readers.object_labels import files_of_stems, label_of_objects
 from pipeline.records.case import IGNORED
-from pipeline.records.decode import IMAGE_SUFFIXES, Decoded, bit_depth, decode, from_array, to_plane, to_rgb
-from pipeline.records.findings import Fault, FaultyFile, Finding, Remark
+from pipeline.records.decode import Decoded, bit_depth, decode, from_array, to_plane, to_rgb
+from pipeline.records.findings import FaultyFile, Remark
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
 from pipeline.records.slides import IdRaster, View, open_slide
 from pipeline.records.volumes import class_ids, grey_levels, read_volume, same_space
 
 _opening = threading.Lock()
-
-
-@dataclass
-class Checked:
-    """What is known of one case.
-
-    shape: height and width; full: those of the raw file, where the image is stored smaller. image: (height, width, 3)
-    uint8 RGB; label: where the case has one, its raster, or target: uint8 RGB of the image's size. All stay None where
-    there are faults, and where they wait for the whole data set.
-    bits: depth of image and target where one has more than 8 bits a channel;
-    survey: values of a label raster; objects: how many the label has, and
-    classes: theirs where they are told; unknown: whether all of its pixels are; these stay when the pixels are dropped.
-    """
-
-    case: RawCase
-    shape: tuple[int, int] | None = None
-    full: tuple[int, int] | None = None
-    image: np.ndarray | None = None
-    label: Label | None = None
-    target: np.ndarray | None = None
-    bits: int | None = None
-    survey: ValueSurvey | None = None
-    objects: int = 0
-    classes: list[str] | None = None
-    unknown: bool = False
-    faults: list[Fault] = field(default_factory=list)
-    remarks: list[Remark] = field(default_factory=list)
-
-    @property
-    def waits(self) -> bool:
-        """Whether the pixels can only be made when the whole data set was seen."""
-        return self.bits is not None or self.survey is not None
-
-    @property
-    def findings(self) -> list[Finding]:
-        """Its remarks as lines of findings.csv."""
-        return [remark.on(self.case.case_id) for remark in self.remarks]
-
-    def count(self, label: Label | None) -> None:
-        """Keep what is known of a label beside its pixels."""
-        if label is not None:
-            self.objects, self.classes = label.count, None if label.classes is None else list(label.classes)
-            self.unknown = bool((label.raster == IGNORED).all())
-
-    def drop_pixels(self) -> None:
-        """Forget the pixels once they are written, so that memory holds a few cases at a time."""
-        self.image = self.label = self.target = None
-
-    def note(self, file: str, error: FaultyFile) -> None:
-        """Keep a fault of one file."""
-        self.faults.append(error.at(self.case.case_id, file))
 
 
 def check_case(raw: RawFolder, case: RawCase, settings: IngestSettings) -> Checked:
@@ -295,7 +239,7 @@ def _mask(raw: RawFolder, name: str) -> IdRaster:
 
 def forget() -> None:
     """Let go of the slides and volumes that were kept for their next part."""
-    for kept in (_view, _mask, _volume, _of_stem):
+    for kept in (_view, _mask, _volume, files_of_stems):
         kept.cache_clear()
 
 
@@ -322,7 +266,7 @@ def _check_label(raw: RawFolder, checked: Checked, settings: IngestSettings) -> 
     if case.planes is not None:
         return _of_planes(raw, checked, case.planes)
     if case.raster is None:
-        return _objects(raw, checked, settings)
+        return label_of_objects(raw, checked, settings)
     try:
         plane, _ = _plane(raw, case, settings)
         if checked.shape:
@@ -369,121 +313,3 @@ def _plane(raw: RawFolder, case: RawCase, settings: IngestSettings) -> tuple[np.
     plane, remarks = to_plane(decode(name, raw.read(name), "label"))
     whole, more = integers(plane)
     return whole, [*remarks, *more]
-
-
-def _objects(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Label | None:
-    """Join object masks or run-length rows, whichever is believed, and compare the two where both are there."""
-    case, shape = checked.case, checked.shape
-    filled = tuple(row for row in case.runs or () if row)
-    said_empty = case.runs is not None and not filled
-    sources: dict[str, tuple[Label | None, list[Fault]]] = {}
-    if case.masks:
-        sources["masks"] = _of_masks(raw, case, shape, settings.threshold)
-    if case.runs is not None and shape:
-        sources["runs"] = _of_runs(case, filled, shape)
-    believed: str = "runs" if case.only_runs else settings.label_source
-    if believed not in sources and believed == "masks":
-        if filled:
-            believed = "runs"
-            detail = f"{len(filled)} object(s) taken from run-length rows"
-            checked.remarks.append(Remark("repaired", "missing mask", detail))
-        elif said_empty or settings.allow_empty:
-            return Label(np.zeros(shape, np.uint16), 0) if shape else None
-    if believed not in sources:
-        if shape or believed == "masks":
-            checked.note(_mask_folder(case), _missing(believed, _beside(raw, case)))
-        return None
-    label, faults = sources.pop(believed)
-    checked.faults += faults
-    if label is None:
-        return None
-    checked.remarks += label.remarks
-    if not label.count and not said_empty and not settings.allow_empty:
-        checked.note(_mask_folder(case), _missing(believed, _beside(raw, case)))
-    checked.remarks += _compared(label, believed, sources)
-    return label
-
-
-def _of_masks(
-    raw: RawFolder, case: RawCase, shape: tuple[int, int] | None, threshold: int
-) -> tuple[Label | None, list[Fault]]:
-    """One mask a time; every mask that cannot be used is a fault. Without a shape only the files are tried."""
-    faults: list[Fault] = []
-    remarks: dict[tuple[str, str], list[Remark]] = defaultdict(list)
-
-    def sound() -> Iterator[tuple[str, np.ndarray]]:
-        for name in case.masks:
-            try:
-                plane, found = to_plane(decode(name, raw.read(name), "label"))
-                refuse_ids(plane)
-                if shape:
-                    check_size(plane.shape, shape)
-                for remark in found:
-                    remarks[remark.action, remark.fault].append(remark)
-                yield PurePosixPath(name).name, plane
-            except FaultyFile as fault:
-                faults.append(fault.at(case.case_id, name))
-
-    if shape is None:
-        for _ in sound():
-            continue
-        return None, faults
-    try:
-        label = from_object_masks(sound(), shape, threshold)
-    except FaultyFile as fault:
-        faults.append(fault.at(case.case_id, _mask_folder(case)))
-    if faults:
-        return None, faults
-    more = tuple(
-        replace(first, detail=f"{first.detail} ({1 + len(rest)} mask(s))") for first, *rest in remarks.values()
-    )
-    return replace(label, remarks=(*label.remarks, *more)), []
-
-
-def _of_runs(case: RawCase, rows: tuple[str, ...], shape: tuple[int, int]) -> tuple[Label | None, list[Fault]]:
-    try:
-        return from_runs(rows, shape), []
-    except FaultyFile as fault:
-        return None, [fault.at(case.case_id, str(case.runs_table))]
-
-
-def _compared(label: Label, believed: str, others: dict[str, tuple[Label | None, list[Fault]]]) -> list[Remark]:
-    remarks = []
-    for name, (other, faults) in others.items():
-        if faults:
-            remarks.append(Remark("noted", f"faulty {name}", f"{len(faults)} fault(s), not needed: {faults[0]}"))
-        elif other is not None and (words := difference(label.raster, other.raster)):
-            remarks.append(Remark("noted", "masks and runs differ", f"{believed} believed; against {name}: {words}"))
-    return remarks
-
-
-def _mask_folder(case: RawCase) -> str:
-    return str(PurePosixPath(case.image).parent.parent / "masks") + "/"
-
-
-@lru_cache(maxsize=1)
-def _of_stem(raw: RawFolder) -> dict[str, list[str]]:
-    """All raw files by their stems."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for name in raw.files():
-        names[PurePosixPath(name).stem].append(name)
-    return names
-
-
-def _beside(raw: RawFolder, case: RawCase) -> list[str]:
-    """Files of an image's stem that are no images to the readers, and may be its mask all the same."""
-    named = _of_stem(raw)[PurePosixPath(case.image).stem]
-    return [name for name in named if not name.lower().endswith(IMAGE_SUFFIXES)]
-
-
-def _missing(believed: str, beside: Sequence[str]) -> FaultyFile:
-    if believed == "runs":
-        return FaultyFile(
-            "missing or empty runs", "rows of the image", "none", "ingest.label_source=masks believes the masks instead"
-        )
-    expected = "a mask, or an empty run-length row that says there is no object"
-    if beside:
-        found = f"neither, but {', '.join(beside[:3])}"
-        return FaultyFile("missing or empty mask", expected, found, f"save masks as {', '.join(IMAGE_SUFFIXES)}")
-    advice = "ingest.allow_empty=true takes such images for empty ones"
-    return FaultyFile("missing or empty mask", expected, "neither", advice)

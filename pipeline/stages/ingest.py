@@ -25,7 +25,8 @@ from pipeline.kaggle import COMPETITIONS, how_to_get
 from pipeline.label_values import Meaning, check_values, meaning_of
 from pipeline.labels import IN_PIECES
 from pipeline.readers import READERS, RawCase, RawDataset, layout_of
-from pipeline.readers.check import Checked, check_case, finish_case, forget
+from pipeline.readers.check import check_case, finish_case, forget
+from pipeline.readers.checked import Checked
 from pipeline.readers.layout import table_of, with_groups
 from pipeline.records.case import WHOLE, Case, LabelKind, write_cases
 from pipeline.records.files import write_bytes
