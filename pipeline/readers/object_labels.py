@@ -22,7 +22,7 @@ from pipeline.records.raw import RawFolder
 def label_of_objects(raw: RawFolder, checked: Checked, settings: IngestSettings) -> Label | None:
     """Join object masks or run-length rows, whichever is believed, and compare the two where both are there.
 
-    Returns None where the image's size is unknown or the label has faults; those are noted in what is known of the case.
+    Returns None where the image's size is unknown or the label has faults; those are noted in `checked`.
     """
     case, shape = checked.case, checked.shape
     filled = tuple(row for row in case.runs or () if row)
