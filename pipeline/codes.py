@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.config import ComputeSettings
-from pipeline.inference import Ensemble, tile_starts
+from pipeline.inference import Ensemble
 from pipeline.intensity import as_input
 from pipeline.metrics.stain import psnr
 from pipeline.networks.autoencoders import Autoencoder
@@ -22,6 +22,7 @@ from pipeline.records.findings import refuse_unusable
 from pipeline.records.images import Readings, encode_image
 from pipeline.records.out_folder import refuse_alike, refuse_foreign, write_anew
 from pipeline.records.rasters import write_png
+from pipeline.tiling import tile_starts
 from pipeline.trained import TrainedRun, named_run
 
 CONTEXT = 4

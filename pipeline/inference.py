@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 from typing import Any, cast
@@ -23,6 +22,7 @@ from pipeline.networks import Network
 from pipeline.networks.autoencoders import Autoencoder
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.inside import NO_MARGINS, Margins
+from pipeline.tiling import Side, seamless_side, tile_starts, whole_cells
 
 Place = tuple[int, int]
 """Row and column of a window in a larger image."""
@@ -47,18 +47,6 @@ RESIZED = 2
 """Pixels of a map of another magnification that are looked at beyond what is wanted when it is brought back."""
 IMAGE_BORDER = 16
 """Pixels by which images are mirrored at their edges before a network makes another image of them."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """Tiles along one side of an image: their first pixels, their length, and the weights (length,) of each.
-
-    Weights of all tiles add to 1 at every pixel of the side.
-    """
-
-    starts: list[int]
-    length: int
-    weights: list[np.ndarray]
 
 
 class Predictor:
@@ -125,7 +113,7 @@ class Predictor:
         above, before = (self.border + place % cell for place in at)
         # Windows of one size stay so, wherever they lie.
         most = 2 * self.border + (cell - 1 if at[0] % cell or at[1] % cell else 0)
-        tall, wide = (max(_up(side + most, cell), 2 * cell) for side in (height, width))
+        tall, wide = (max(whole_cells(side + most, cell), 2 * cell) for side in (height, width))
         beside = Margins(above, tall - height - above, before, wide - width - before)
         prepared = np.pad(image, (beside[:2], beside[2:], (0, 0)), mode="symmetric")
         unwanted = Margins(*(one + other for one, other in zip(beside, off, strict=True)))
@@ -146,15 +134,15 @@ class Predictor:
         height, width = image.shape[:2]
         rows, columns, together = self._sides(height, width, off)
         noise = self._noise(image)
-        tall = [_own(rows, row, off.top, height - off.bottom) for row in range(len(rows.starts))]
-        wide = [_own(columns, column, off.left, width - off.right) for column in range(len(columns.starts))]
+        tall = [rows.own(row, off.top, height - off.bottom) for row in range(len(rows.starts))]
+        wide = [columns.own(column, off.left, width - off.right) for column in range(len(columns.starts))]
         cuts: dict[Margins, list[tuple[int, int]]] = defaultdict(list)
         for row, column in product(range(len(tall)), range(len(wide))):
             if tall[row].start < tall[row].stop and wide[column].start < wide[column].stop:
                 cuts[self._cut(rows, tall[row], columns, wide[column])].append((row, column))
         total: np.ndarray | None = None
         for cut, batch in ((cut, batch) for cut, places in cuts.items() for batch in _batches(places, together)):
-            windows = [_window(rows, row, columns, column) for row, column in batch]
+            windows = [(rows.tile(row), columns.tile(column)) for row, column in batch]
             tiles = np.stack([image[window] for window in windows])
             drawn = None if noise is None else torch.stack([noise[:, *self._cells(window)] for window in windows])
             made = self._forward(tiles, drawn, cut)
@@ -190,7 +178,7 @@ class Predictor:
         if largest is not None:
             rows, columns = (seamless_side(side, tile, overlap, cell, reach, largest) for side in (height, width))
             return rows, columns, self.settings.batch
-        wanted = _up(tile, cell) + 2 * reach
+        wanted = whole_cells(tile, cell) + 2 * reach
         pixels = self.settings.batch * wanted**2
         most = INSIDE * pixels if self.network.spares else pixels
         if min(off) >= reach and height * width <= most:
@@ -255,19 +243,6 @@ def _turned_back(maps: np.ndarray, directions: tuple[int, int], turns: int, mirr
         down, right = right, 1.0 - down
     maps[list(directions)] = down, right
     return maps
-
-
-def _own(side: Side, tile: int, first: int, end: int) -> slice:
-    """The part of a tile that has a weight along a side and is wanted, which is from first to end; may be empty."""
-    places = np.flatnonzero(side.weights[tile])
-    start = side.starts[tile]
-    return slice(max(int(places[0]), first - start), min(int(places[-1]) + 1, end - start))
-
-
-def _within(own: tuple[slice, slice], off: Margins) -> tuple[slice, slice]:
-    """Parts of a tile as parts of what is left of it."""
-    rows, columns = own
-    return slice(rows.start - off.top, rows.stop - off.top), slice(columns.start - off.left, columns.stop - off.left)
 
 
 class ClassPredictor(Predictor):
@@ -435,54 +410,10 @@ def grid_of(scales: Iterable[float]) -> int:
     return math.lcm(*(Fraction(scale).limit_denominator(100).denominator for scale in scales))
 
 
-def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """First pixels of equally spaced tiles that cover a length; neighbours overlap by at least the share."""
-    if length <= tile:
-        return [0]
-    count = int(np.ceil((length - tile) / (tile * (1 - overlap)))) + 1
-    return [int(start) for start in np.rint(np.linspace(0, length - tile, count))]
-
-
-def seamless_side(length: int, tile: int, overlap: float, cell: int, reach: int, largest: int | None = None) -> Side:
-    """Lay tiles along a side so that what is made of them does not depend on where it is cut.
-
-    length: of the side, a multiple of cell. Tiles begin and end at multiples of cell and are `tile` long, two cells at
-    least, and reach more on either side; with a bound `largest` on what the network takes, reach gives way. Neighbours
-    overlap by the share, and at least by twice the reach and one cell. Weights are 0 up to reach from an inner edge,
-    rise along a line over the rest of the overlap, and are divided by their sum.
-    """
-    size = max(_up(tile, cell), 2 * cell) + 2 * reach
-    if largest is not None and size > largest:
-        size = max(largest // cell, 2) * cell
-        reach = min(reach, size // cell // 4 * cell)
-    if length <= size:
-        return Side([0], length, [np.ones(length)])
-    shared = min(max(_up(overlap * size, cell), 2 * reach + cell), size - cell)
-    # As many as that takes, none longer than they need be.
-    count = len(tile_starts(length // cell, size // cell, shared / size))
-    size = _up((length + (count - 1) * shared) / count, cell)
-    starts = [cell * int(start) for start in np.rint(np.linspace(0, (length - size) // cell, count))]
-
-    def weights(start: int) -> np.ndarray:
-        at = np.arange(size) + 0.5
-        before = at - reach if start else np.full(size, np.inf)
-        after = size - at - reach if start + size < length else np.full(size, np.inf)
-        return np.clip(np.minimum(before, after) / (shared - 2 * reach), 0.0, 1.0)
-
-    weighted = [weights(start) for start in starts]
-    total = np.zeros(length)
-    for start, own in zip(starts, weighted, strict=True):
-        total[start : start + size] += own
-    return Side(starts, size, [own / total[start : start + size] for start, own in zip(starts, weighted, strict=True)])
-
-
-def _up(length: float, cell: int) -> int:
-    return int(np.ceil(length / cell)) * cell
-
-
-def _window(rows: Side, row: int, columns: Side, column: int) -> tuple[slice, slice]:
-    top, left = rows.starts[row], columns.starts[column]
-    return slice(top, top + rows.length), slice(left, left + columns.length)
+def _within(own: tuple[slice, slice], off: Margins) -> tuple[slice, slice]:
+    """Parts of a tile as parts of what is left of it."""
+    rows, columns = own
+    return slice(rows.start - off.top, rows.stop - off.top), slice(columns.start - off.left, columns.stop - off.left)
 
 
 def _batches(places: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
