@@ -99,21 +99,28 @@ class Predictor:
         if scale == 1.0:
             return self._flipped(image, off, at)
         height, width = image.shape[:2]
-        size = max(1, round(width * scale)), max(1, round(height * scale))
+        # To whole pixels at both sizes: by any other end a window would be magnified otherwise than the image it is of.
+        more = [whole_cells(side, grid_of([scale])) - side for side in (height, width)]
+        image = np.pad(image, ((0, more[0]), (0, more[1]), (0, 0)), mode="symmetric")
+        size = round(image.shape[1] * scale), round(image.shape[0] * scale)
         seen = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         place = round(at[0] * scale), round(at[1] * scale)
         maps = self._flipped(seen, off.magnified(scale).smaller(RESIZED), place)
         back = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
-        return np.stack([cv2.resize(plane, (width, height), interpolation=back) for plane in maps])
+        whole = image.shape[1], image.shape[0]
+        return np.stack([cv2.resize(plane, whole, interpolation=back)[:height, :width] for plane in maps])
 
     def _flipped(self, image: np.ndarray, off: Margins, at: Place) -> np.ndarray:
         """Average over the flips; of a prepared image, (height, width, 3) uint8."""
         # Whole cells, so that the network itself has nothing to fill up, and the cells of the image it is a window of.
         cell, height, width = self.network.cell, *image.shape[:2]
         above, before = (self.border + place % cell for place in at)
-        # Windows of one size stay so, wherever they lie.
+        # Windows of one size stay so, wherever they lie; one that ends where the image does is filled up as the image.
         most = 2 * self.border + (cell - 1 if at[0] % cell or at[1] % cell else 0)
-        tall, wide = (max(whole_cells(side + most, cell), 2 * cell) for side in (height, width))
+        tall, wide = (
+            max(whole_cells(side + (most if beyond else first + self.border), cell), 2 * cell)
+            for side, first, beyond in ((height, above, off.bottom), (width, before, off.right))
+        )
         beside = Margins(above, tall - height - above, before, wide - width - before)
         prepared = np.pad(image, (beside[:2], beside[2:], (0, 0)), mode="symmetric")
         unwanted = Margins(*(one + other for one, other in zip(beside, off, strict=True)))

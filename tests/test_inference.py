@@ -14,6 +14,7 @@ from pipeline.config import ComputeSettings, NetworkSettings, PredictSettings
 from pipeline.inference import FLIPS, Predictor, predictor_of
 from pipeline.networks import Network, build_network
 from pipeline.networks.autoencoders import Autoencoder
+from pipeline.networks.inside import Margins
 
 CPU = ComputeSettings(device="cpu", precision="fp32", channels_last=True, threads=1, workers=0)
 
@@ -140,6 +141,25 @@ def _whole_and_tiled(settings: dict[str, object], side: int) -> list[np.ndarray]
     return [
         Predictor(network, "sigmoid", "stretch", PredictSettings(tile=tile, batch=1), CPU)(image) for tile in (4096, 64)
     ]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.4, 0.5])
+@pytest.mark.parametrize("size", [(160, 128), (163, 141)])
+def test_a_window_on_the_edge_of_an_image_shows_what_the_image_does(size: tuple[int, int], scale: float) -> None:
+    torch.manual_seed(5)
+    network = build_network(NetworkSettings(width=4, depth=2), 3, 2).eval()
+    predict = Predictor(network, "sigmoid", "stored", PredictSettings(tile=512, scales=(scale,)), CPU)
+    image = cv2.GaussianBlur(picture(*size), (0, 0), 2)
+    whole = predict(image)
+    assert whole.std() > 0.005
+    # Multiples of what is a whole pixel at every size, and of no cell.
+    top, left, beyond = 30, 10, 70
+    low = predict(image[top:], Margins(top=beyond), (top, 0))
+    np.testing.assert_allclose(low, whole[:, top + beyond :], atol=2e-6)
+    right = predict(image[:, left:], Margins(left=beyond), (0, left))
+    np.testing.assert_allclose(right, whole[:, :, left + beyond :], atol=2e-6)
+    corner = predict(image[top:, left:], Margins(top=beyond, left=beyond), (top, left))
+    np.testing.assert_allclose(corner, whole[:, top + beyond :, left + beyond :], atol=2e-6)
 
 
 @pytest.mark.parametrize("flips", FLIPS)
