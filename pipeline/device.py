@@ -84,6 +84,21 @@ def suit(network: nn.Module, compute: ComputeSettings) -> None:
         train_depthwise_in_float32(network)
 
 
+def repeat_bytes(compute: ComputeSettings) -> None:
+    """Have CUDA give the same bytes again in this process, where it can; PyTorch warns of what it cannot.
+
+    Before anything runs on the device. Processors do so without.
+    """
+    if compute.device != "cuda":
+        return
+    # cuBLAS reads it when it is first used (NVIDIA's manual, 'Results reproducibility').
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Finds reads of what was never written, which costs time and changes nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def describe(compute: ComputeSettings) -> str:
     """One line for people: where it runs and in which numbers."""
     name = torch.cuda.get_device_name() if compute.device == "cuda" else compute.device

@@ -69,6 +69,7 @@ class TrainedRun:
         if members := self.members:
             return Ensemble([member.predictor(settings, compute) for member in members])
         torch.set_num_threads(compute.threads)
+        device.repeat_bytes(compute)
         network = self.network().to(compute.device).eval()
         device.lay_out(network, compute)
         return predictor_of(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -85,7 +86,14 @@ def fit(build: Callable[[Config], Task], config: Config, activation: str, folder
         fabric.barrier()
         _fit_in_process(fabric, build, frozen_config(config, folder), activation, folder)
     else:
-        fabric.launch(_fit_in_process, build, frozen, activation, folder)  # type: ignore[arg-type]
+        try:
+            fabric.launch(_fit_in_process, build, frozen, activation, folder)  # type: ignore[arg-type]
+        except ProcessRaisedException as error:
+            # All that comes from a spawned process is the text of its traceback.
+            _, found, told = str(error).rpartition(f"{TrainingFailed.__module__}.{TrainingFailed.__qualname__}: ")
+            if not found:
+                raise
+            raise TrainingFailed(told.strip()) from error
     return read_frozen(folder)
 
 
@@ -120,9 +128,7 @@ def _fit_in_process(
     fabric: Fabric, build: Callable[[Config], Task], config: Config, activation: str, folder: Path
 ) -> None:
     torch.set_num_threads(config.compute.threads)
-    if config.compute.device == "cuda":
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
+    device.repeat_bytes(config.compute)
     # One process looks for all: the others might look after it has written.
     if fabric.broadcast(not (folder / FROZEN).exists()):
         steps = config.train.steps
@@ -174,6 +180,7 @@ class Loop:
         self.step = 0
         # Over the steps since the last validation, on the device, so that no step waits for it.
         self.loss_sums, self.loss_steps = self._no_losses(), 0
+        self.gradient_norms = torch.zeros((), device=fabric.device)
         self.best_score = -math.inf
         self.validations_without_gain = 0
         self.history: list[dict[str, Any]] = []
@@ -222,13 +229,18 @@ class Loop:
         self.step += 1
 
     def losses(self) -> dict[str, float]:
-        """Return the mean losses since the last validation. Raises TrainingFailed where one is no number."""
+        """Return the mean losses since the last validation.
+
+        Raises TrainingFailed where one is no number, or a gradient was none: weights may be finite for one step more,
+        or not at all, and nothing is saved before this was asked.
+        """
         losses = {name: float(total) / self.loss_steps for name, total in self.loss_sums.items()}
-        if not all(map(math.isfinite, losses.values())):
-            found = ", ".join(f"{name} {loss}" for name, loss in losses.items())
+        numbers = losses | {"gradients": float(self.gradient_norms)}
+        if not all(map(math.isfinite, numbers.values())):
+            found = ", ".join(f"{name} {number:g}" for name, number in numbers.items())
             kept = f"The last good weights are in {self.folder / LAST}. " if (self.folder / LAST).exists() else ""
             raise TrainingFailed(
-                f"step {self.step}: expected a loss, found {found}. {kept}"
+                f"step {self.step}: expected losses and gradients that are numbers, found {found}. {kept}"
                 f"Lower train.learning_rate (now {self.settings.learning_rate:g}), lengthen train.warm_up, "
                 f"or take compute.precision=fp32 (now {self.config.compute.precision})"
             )
@@ -249,10 +261,12 @@ class Loop:
                 # A turn's backward pass may have reached the players of later turns.
                 self.optimisers[name].zero_grad(set_to_none=True)
                 self.fabric.backward(loss)
-                self.fabric.clip_gradients(
+                norm = self.fabric.clip_gradients(
                     self.networks[name], self.optimisers[name], max_norm=self.settings.gradient_clip,
                     error_if_nonfinite=False,
                 )  # fmt: skip
+                if norm is not None and self._scaler is None:
+                    self.gradient_norms += norm.detach()
                 self.optimisers[name].step()
                 losses[_loss_column(name)] = loss.detach()
         except torch.OutOfMemoryError as error:
@@ -265,6 +279,11 @@ class Loop:
         if self.settings.average:
             self.averaged.update_parameters(self.trained)
         return losses
+
+    @property
+    def _scaler(self) -> Any:
+        """What scales losses in fp16, and skips a step whose gradients are no numbers; None in other precisions."""
+        return getattr(self.fabric._precision, "scaler", None)
 
     def _no_losses(self) -> dict[str, torch.Tensor]:
         return {_loss_column(name): torch.zeros((), device=self.fabric.device) for name in self.task.players}
@@ -327,15 +346,16 @@ class Loop:
             "validations_without_gain": self.validations_without_gain,
             "history": self.history,
         }
-        scaler = getattr(self.fabric._precision, "scaler", None)
-        if scaler is not None:
-            state["scaler"] = scaler.state_dict()
+        if self._scaler is not None:
+            state["scaler"] = self._scaler.state_dict()
         save_checkpoint(self.folder / LAST, state)
 
     def _resume(self) -> None:
         if not (self.folder / LAST).exists():
             return
-        state = torch.load(self.folder / LAST, map_location=self.fabric.device, weights_only=True)
+        # AdamW's counts of steps live on the processor. Loaded onto a device they would stay there, stop it at every step,
+        # and be saved as other bytes than an uninterrupted run's; all else is copied to where it belongs.
+        state = torch.load(self.folder / LAST, map_location="cpu", weights_only=True)
         for name, player in self.task.players.items():
             player.module.load_state_dict(state["networks"][name])
             self.optimisers[name].load_state_dict(state["optimisers"][name])
@@ -346,9 +366,8 @@ class Loop:
         }
         self.loss_steps = state["loss_steps"]
         self.validations_without_gain, self.history = state["validations_without_gain"], state["history"]
-        scaler = getattr(self.fabric._precision, "scaler", None)
-        if scaler is not None:
-            scaler.load_state_dict(state["scaler"])
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state["scaler"])
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Draw the batches of the steps that are left, on the device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 
-from pipeline.config import Config, load_config
+from pipeline.config import ComputeSettings, Config, load_config
+from pipeline.device import repeat_bytes
 from pipeline.tasks.players import Player
 from pipeline.training import (
     MovingAverage,
@@ -58,6 +61,7 @@ class Doubling:
     headline = ("validation_dice", "Dice")
     interrupt_at: int | None = None
     poison_at: int | None = None
+    poison_gradient_at: int | None = None
     steps_taken = 0
 
     def crops(self, workers: int) -> Crops:
@@ -68,6 +72,8 @@ class Doubling:
         if type(self).steps_taken == type(self).interrupt_at:
             raise Interrupted
         loss = (networks["network"](batch["image"]) - batch["target"]).square().mean()
+        if type(self).steps_taken == type(self).poison_gradient_at:
+            loss.register_hook(lambda gradient: gradient * math.nan)
         yield "network", loss * math.nan if type(self).steps_taken == type(self).poison_at else loss
 
     def validate(self, predict) -> dict[str, float]:
@@ -83,7 +89,7 @@ class Doubling:
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    Doubling.interrupt_at = Doubling.poison_at = None
+    Doubling.interrupt_at = Doubling.poison_at = Doubling.poison_gradient_at = None
     Doubling.steps_taken = 0
 
 
@@ -162,13 +168,49 @@ def test_training_stops_early_when_validation_does_not_gain(tmp_path: Path) -> N
     assert len(rows) < 8 and steps_taken(folder) == int(rows[-1]["step"]) < 40
 
 
-def test_a_loss_that_is_no_number_says_what_to_change_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
-    Doubling.poison_at = 15
-    with pytest.raises(TrainingFailed, match=r"expected a loss, found loss nan.*last\.pt.*Lower train\.learning_rate"):
+@pytest.mark.parametrize(
+    ("poisoned", "step", "found"),
+    [
+        ("poison_at", 15, "loss nan"),
+        ("poison_gradient_at", 15, "loss nan"),
+        ("poison_gradient_at", 18, "gradients nan"),
+    ],
+)
+def test_what_is_no_number_says_what_to_change_and_keeps_the_last_good_weights(
+    poisoned: str, step: int, found: str, tmp_path: Path
+) -> None:
+    # After step 18 the weights are broken, and its loss is a number still: it was measured before.
+    setattr(Doubling, poisoned, step)
+    expected = rf"expected losses and gradients that are numbers, found .*{found}.*last\.pt.*Lower train\.learning_rate"
+    with pytest.raises(TrainingFailed, match=expected):
         train(tmp_path / "run")
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["step"] == 12
     assert all(torch.isfinite(value).all() for value in state["networks"]["network"].values())
+
+
+def test_what_fails_in_a_spawned_process_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*_: object) -> None:
+        told = (
+            "Traceback (most recent call last):\n  ...\npipeline.training.TrainingFailed: step 3: halve train.batch\n"
+        )
+        raise ProcessRaisedException(told, 1, 99)
+
+    monkeypatch.setattr("pipeline.training.Fabric.launch", raises)
+    with pytest.raises(TrainingFailed, match=r"^step 3: halve train\.batch$"):
+        train(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("cuda", True), ("cpu", False)])
+def test_cuda_is_asked_for_the_same_bytes(name: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    try:
+        repeat_bytes(ComputeSettings(device=name))
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def test_a_batch_that_does_not_fit_says_what_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
