@@ -96,7 +96,7 @@ def repeat_bytes(compute: ComputeSettings) -> None:
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Finds reads of what was never written, which costs time and changes nothing.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def describe(compute: ComputeSettings) -> str:

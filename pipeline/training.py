@@ -353,7 +353,7 @@ class Loop:
     def _resume(self) -> None:
         if not (self.folder / LAST).exists():
             return
-        # AdamW's counts of steps live on the processor. Loaded onto a device they would stay there, stop it at every step,
+        # AdamW counts steps on the processor. Loaded onto a device its counts would stay there, stop it at every step,
         # and be saved as other bytes than an uninterrupted run's; all else is copied to where it belongs.
         state = torch.load(self.folder / LAST, map_location="cpu", weights_only=True)
         for name, player in self.task.players.items():

@@ -136,8 +136,8 @@ def divide(cases: Sequence[Case], groups: dict[str, str], settings: SplitSetting
 
     The groups of every stratum are drawn by themselves (scikit-learn's train_test_split), first for test, then for
     validation; of CANDIDATES draws the one with the number of cases nearest to the wanted share is taken. Folds are
-    scikit-learn's StratifiedGroupKFold over what is not test; with split.published there are none. The order of the
-    cases never matters.
+    scikit-learn's StratifiedGroupKFold over what is not test; there are none with split.published, nor where there are
+    too few groups for them and split.fold asks for none. The order of the cases never matters.
     Raises ValueError where there are too few groups.
     """
     cases = sorted(cases, key=lambda case: case.case_id)
@@ -154,7 +154,7 @@ def divide(cases: Sequence[Case], groups: dict[str, str], settings: SplitSetting
         test = _draw(sizes, strata, settings.test_share, seed)
         share_of_rest = settings.validation_share / (1.0 - settings.test_share)
     remaining = [case for case in cases if groups[case.case_id] not in test]
-    folds = {} if published else _folds(remaining, groups, strata, settings.folds, seed)
+    folds = {} if published else _folds(remaining, groups, strata, settings, seed)
     held_out: set[str] = set()
     if settings.fold is not None:
         held_out, test = test, {groups[case_id] for case_id, fold in folds.items() if fold == str(settings.fold)}
@@ -208,9 +208,11 @@ def _check_enough(cases: Sequence[Case], sizes: Counter[str], settings: SplitSet
     held_out = [
         name for name, share in (("validation", settings.validation_share), ("test", settings.test_share)) if share
     ]
-    least = max(settings.folds, 1 + (settings.validation_share > 0)) + (settings.test_share > 0)
+    folds = settings.folds if settings.fold is not None else 0
+    least = max(folds, 1 + (settings.validation_share > 0)) + (settings.test_share > 0)
     if len(sizes) < least:
         parts = ", ".join(["train", *held_out])
+        lower = "Lower split.folds (2 at least), set" if folds else "Set"
         given = len({case.group for case in cases if case.group})
         if given > len(sizes):
             advice = f"set split.groups=given ({given} groups came with the cases, and pixels joined them)"
@@ -219,9 +221,9 @@ def _check_enough(cases: Sequence[Case], sizes: Counter[str], settings: SplitSet
         else:
             advice = "set split.groups=none if the cases are independent"
         raise ValueError(
-            f"split: expected at least {least} groups for {parts} and {settings.folds} folds, found {len(sizes)} in "
-            f"{len(cases)} labelled cases. Lower split.folds (2 at least), set split.test_share or "
-            f"split.validation_share to 0, add cases, or {advice}"
+            f"split: expected at least {least} groups for {parts}{f' and {folds} folds' if folds else ''}, found "
+            f"{len(sizes)} in {len(cases)} labelled cases. {lower} split.test_share or split.validation_share to 0, "
+            f"add cases, or {advice}"
         )
 
 
@@ -259,10 +261,12 @@ def _draw(sizes: dict[str, int], strata: dict[str, str], share: float, seed: int
 
 
 def _folds(
-    cases: Sequence[Case], groups: dict[str, str], strata: dict[str, str], folds: int, seed: int
+    cases: Sequence[Case], groups: dict[str, str], strata: dict[str, str], settings: SplitSettings, seed: int
 ) -> dict[str, str]:
+    """The fold of each case; of none where they cannot be made and no fold is tested on."""
     from sklearn.model_selection import StratifiedGroupKFold
 
+    folds = settings.folds
     names = [groups[case.case_id] for case in cases]
     sizes = Counter(names).values()
     found: dict[str, str] = {}
@@ -276,6 +280,8 @@ def _folds(
         for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(cases)), codes, names)):
             found.update({cases[index].case_id: str(fold) for index in held_out})
     if len(set(found.values())) < folds:
+        if settings.fold is None:
+            return {}
         raise ValueError(
             f"split: expected groups for {folds} folds in what is not test, found {len(sizes)} of {min(sizes)} to "
             f"{max(sizes)} cases; lower split.folds to {max(2, min(folds - 1, len(sizes)))}, or add cases"
@@ -407,6 +413,8 @@ def _lines(proof: dict[str, Any], paths: Paths) -> list[str]:
     if HELD_OUT in proof:
         held_out, fold = proof[HELD_OUT]["cases"], proof["settings"]["fold"]
         lines.append(f"fold {fold} is tested on; the test part itself, {held_out} cases, is held out of everything")
+    if not proof["folds"] and not proof["settings"]["published"]:
+        lines.append(f"no folds: too few groups for {proof['settings']['folds']}; make cv needs a lower split.folds")
     if leak["test_cases"]:
         least = "" if proof["joins"]["compared_pixels"] else "at least "
         lines.append(

@@ -161,8 +161,8 @@ def test_shares_of_a_fold_are_those_that_were_drawn(of_strata: tuple[str, ...]) 
 
 def test_too_few_groups_say_how_many_and_what_to_change() -> None:
     cases, groups = grouped([10] * 4)
-    with pytest.raises(ValueError, match=r"at least 6 groups.*found 4 in 40 labelled cases.*split\.folds"):
-        split.divide(cases, groups, SplitSettings(), 1)
+    with pytest.raises(ValueError, match=r"at least 6 groups.*and 5 folds, found 4 in 40 labelled.*Lower split\.folds"):
+        split.divide(cases, groups, SplitSettings(fold=0), 1)
     joined = dict.fromkeys(groups, "one") | {case.case_id: "other" for case in cases[:10]}
     with pytest.raises(ValueError, match=r"found 2 in .*or set split\.groups=given \(4 groups came with the cases"):
         split.divide(cases, joined, SplitSettings(), 1)
@@ -170,7 +170,16 @@ def test_too_few_groups_say_how_many_and_what_to_change() -> None:
         split.divide([], {}, SplitSettings(), 1)
     cases, groups = grouped([1] * 6, ["a", "b"])
     with pytest.raises(ValueError, match=r"5 folds in what is not test, found 4.*lower split\.folds to 4"):
-        split.divide(cases, groups, SplitSettings(), 1)
+        split.divide(cases, groups, SplitSettings(fold=0), 1)
+
+
+def test_too_few_groups_for_folds_are_divided_all_the_same() -> None:
+    cases, groups = grouped([10] * 4)
+    rows = split.divide(cases, groups, SplitSettings(), 1)
+    assert {row[3] for row in rows} == {"train", "validation", "test"}
+    assert {row[4] for row in rows} == {""}
+    cases, groups = grouped([10] * 12)
+    assert {row[4] for row in split.divide(cases, groups, SplitSettings(), 1)} > set("01234")
 
 
 def test_groups_given_found_both_or_none() -> None:
