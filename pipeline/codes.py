@@ -191,7 +191,7 @@ def encode_images(run: str, images: Path, out: Path, bits: int = 8, compute: Com
         raise ValueError(f"--bits: expected 1 to {HIGHEST_BITS}, found {bits}")
     trained = _run_of_images(run)
     weights = _digest(trained)
-    readings, stored = Readings(images, "encode"), []
+    readings, stored = Readings(images, "encode", trained.config.ingest.depth), []
     names = {file: f"{file.stem}{SUFFIX}" for file in readings.files}
     refuse_alike(images, ((name, file.name) for file, name in names.items()))
     _check_codes(out, {*names.values()}, weights, bits)

@@ -79,6 +79,9 @@ class IngestSettings(Settings):
     """Pixels along the side of the tiles that slides are cut into, at most."""
     window: tuple[float, float] | None = None
     """Values of a volume (nifti) that become black and white; by default percentiles 0.5 and 99.5 of each volume."""
+    depth: int | None = Field(default=None, ge=9, le=16)
+    """Bits that images of more than 8 bits a channel are scaled from; by default the fewest of 10, 12, 14 and 16 that
+    hold the largest value of the data set. A trained run keeps them, and looks at other images so."""
     threshold: int = Field(default=127, ge=0, le=65534)
     """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed."""
     group_csv: Path | None = None

@@ -98,7 +98,9 @@ def _laid_out(trained: TrainedRun, config: Config, raw: Path, root: Path) -> Pat
 
 
 def _each_stage(config: Config, paths: Paths) -> list[str]:
-    lines = [*ingest.run(config, paths, unlabelled_only=True), *_depth(paths)]
+    lines = ingest.run(config, paths, unlabelled_only=True)
+    if config.ingest.depth is None:
+        lines += _depth(paths)
     if config.normalise.method != "none":
         lines += normalise.run(config, paths)
     lines += predict.run(config, paths)
@@ -108,6 +110,7 @@ def _each_stage(config: Config, paths: Paths) -> list[str]:
 
 
 def _depth(paths: Paths) -> list[str]:
+    """Say how deep images were scaled where the run, which learned from none, does not say it."""
     with paths.findings.open(encoding="utf-8", newline="") as stream:
         deep = {row["detail"] for row in csv.DictReader(stream) if row["fault"] == "deep image"}
     return [f"noted: images of more than 8 bits: {found}, by the largest value of these images" for found in deep]

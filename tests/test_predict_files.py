@@ -63,6 +63,22 @@ def test_what_is_read_is_never_replaced(untrained_run: Path, tmp_path: Path) -> 
     assert (own / "masks" / "mine.png").exists()
 
 
+def test_deep_images_are_scaled_as_the_run_learned_them(untrained_run: Path, tmp_path: Path) -> None:
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    dim = picture(1, 40, 50).astype(np.uint16) * 4
+    for folder in (alone, beside):
+        folder.mkdir()
+        cv2.imwrite(str(folder / "dim.png"), dim)
+    cv2.imwrite(str(beside / "hot.png"), dim * 16)
+    config = yaml.safe_load((untrained_run / "config.yaml").read_text())
+    config["ingest"]["depth"] = 12
+    (untrained_run / "config.yaml").write_text(yaml.safe_dump(config))
+    predict_images(str(untrained_run), alone, tmp_path / "one", overrides=HERE)
+    with pytest.raises(ValueError, match=r"hot\.png: too deep: expected values of 0\.\.4095, as of the others"):
+        predict_images(str(untrained_run), beside, tmp_path / "two", overrides=HERE)
+    assert (tmp_path / "one" / "dim.png").read_bytes() == (tmp_path / "two" / "dim.png").read_bytes()
+
+
 @pytest.mark.parametrize("statistics", ["image", "slide", "group"])
 def test_stain_is_measured_over_what_the_run_measured_it_over(
     untrained_run: Path, tmp_path: Path, statistics: str

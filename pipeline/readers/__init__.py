@@ -66,6 +66,7 @@ READERS = {
         folder_pairs.recognises,
         folder_pairs.read,
         "images/<name>.png and masks/<name>.png (also labels/ or annotations/), or <name>.png beside <name>_mask.png",
+        every_image=True,
     ),
     "slides": Reader(
         slides.recognises,
@@ -77,12 +78,14 @@ READERS = {
         polygons.recognises,
         polygons.read,
         "<name>.tif with <name>.xml (MoNuSeg) or <name>.geojson (QuPath), or images with one .json of COCO's",
+        every_image=True,
     ),
     "image_pairs": Reader(
         image_pairs.recognises,
         image_pairs.read,
         "input/<name>.png and target/<name>.png (also source/ and target/, trainA/ and trainB/), "
         "or pairs/<name>.png with the input in its left half and the target in its right",
+        every_image=True,
     ),
     "nifti": Reader(
         nifti.recognises,
@@ -94,6 +97,7 @@ READERS = {
         images.read,
         "images without labels, <stratum>/<name>.png or <name>.png; only where ingest.layout=images asks for it",
         only_by_name=True,
+        every_image=True,
     ),
 }
 """Tried in this order where ingest.layout is auto: first what a name or a table tells at once."""

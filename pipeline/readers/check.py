@@ -198,7 +198,7 @@ def _colours(
             checked.shape = (shape[0], shape[1])
         if bits is None and decoded.pixels.dtype.kind in "ui" and decoded.pixels.dtype != np.uint8:
             checked.bits = max(bit_depth(decoded.pixels), checked.bits or 0)
-        pixels, remarks = to_rgb(decoded, bits or 16)
+        pixels, remarks = to_rgb(decoded, bits or settings.depth or 16)
     except FaultyFile as fault:
         checked.note(name, fault)
         return None

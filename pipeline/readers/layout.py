@@ -18,6 +18,11 @@ from pipeline.records.findings import Fault, Finding
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
 
+OTHER_IMAGES = (
+    ".webp", ".gif", ".jp2", ".j2k", ".jpx", ".jfif", ".jpe", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".pnm", ".exr",
+    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".czi", ".vsi",
+)  # fmt: skip
+"""File names of images, and of slides, that no layout of images reads."""
 GROUP_COLUMNS = ("case_id", "group", "stratum")
 """Columns of the file that ingest.group_csv names; stratum may be absent."""
 
@@ -107,13 +112,15 @@ class RawDataset:
 class Reader:
     """One layout: how it is recognised, how it is read, and in words what it looks like.
 
-    only_by_name: never recognised, since it would take what another layout's mistake left over.
+    only_by_name: never recognised, since it would take what another layout's mistake left over; every_image: takes all
+    images there are, so that one that nothing here decodes is a fault, and not another thing beside them.
     """
 
     recognises: Callable[[RawFolder], bool]
     read: Callable[[RawFolder, IngestSettings], RawDataset]
     looks_like: str
     only_by_name: bool = False
+    every_image: bool = False
 
 
 def root_of(raw: RawFolder, folder: str) -> str | None:
@@ -210,6 +217,23 @@ def images_of(raw: RawFolder, folder: str) -> tuple[dict[str, str], list[Fault]]
         for stem, names in of_stem.items()
         if len(names) > 1
     ]
+
+
+def unread_images(raw: RawFolder, dataset: RawDataset) -> tuple[Fault, ...]:
+    """A fault for each image of a format that nothing here decodes, of a stem that no case and no other fault has.
+
+    One in the topmost folder, where no image of a case is, is a data set's cover rather than one of its images.
+    """
+    told = [*(case.image for case in dataset.cases), *(fault.file for fault in dataset.faults)]
+    known = {PurePosixPath(name).stem for name in told}
+    flat = any("/" not in case.image for case in dataset.cases)
+    unread = [name for name in raw.files() if name.lower().endswith(OTHER_IMAGES) and (flat or "/" in name)]
+    expected, advice = f"an image as {', '.join(IMAGE_SUFFIXES)}", "save it as one of them, or delete it"
+    return tuple(
+        Fault(stem_of(name).replace("/", "__"), "unread format", name, expected, PurePosixPath(name).suffix, advice)
+        for name in unread
+        if PurePosixPath(name).stem not in known
+    )
 
 
 def sample_of(raw: RawFolder, name: str) -> tuple[str | None, list[Finding]]:

@@ -33,7 +33,7 @@ class Case:
     cell: side in pixels of the squares that a coarse label has one class for each.
     part: the data set's own part or fold that the case was published in, None where there are none.
     full: height and width of the raw image, where the stored one is smaller; plane: which axial plane of the volume
-    that source names.
+    that source names; bits: that the image was scaled from, where its file has more than 8 a channel.
     """
 
     case_id: str
@@ -53,6 +53,7 @@ class Case:
     part: str | None = None
     full: list[int] | None = None
     plane: int | None = None
+    bits: int | None = None
 
     @property
     def labelled(self) -> bool:
@@ -68,8 +69,12 @@ def divided(cases: Iterable[Case]) -> list[Case]:
 
 def write_cases(file: Path, cases: Iterable[Case]) -> None:
     """Write one JSON object a line, ordered by case id."""
-    lines = [json.dumps(asdict(case), ensure_ascii=False) for case in sorted(cases, key=lambda case: case.case_id)]
-    write_text(file, "".join(line + "\n" for line in lines))
+    entries = [asdict(case) for case in sorted(cases, key=lambda case: case.case_id)]
+    for entry in entries:
+        if entry["bits"] is None:
+            # It came later: records of other data sets stay the same bytes, and what was made from them stays true.
+            del entry["bits"]
+    write_text(file, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
 
 
 def holds_planes(file: Path) -> bool:

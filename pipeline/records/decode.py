@@ -131,7 +131,7 @@ def to_rgb(decoded: Decoded, bits: int = 16) -> tuple[np.ndarray, list[Remark]]:
     Grey becomes three equal channels and opaque alpha is dropped, without a remark. Remarked on: alpha that is not
     opaque is composited over white; more than 8 bits are scaled so that 2**bits - 1 becomes 255 (bits is the depth of
     the whole data set, so that all images are scaled alike); floats of 0..1 become 0..255.
-    Raises FaultyFile for other floats, negative values and channel counts, and where nothing is opaque at all.
+    Raises FaultyFile for other floats, negative values, more bits, other channels, and where nothing is opaque at all.
     """
     pixels, remarks = decoded.pixels, list(decoded.remarks)
     if pixels.dtype == np.float32:
@@ -143,6 +143,9 @@ def to_rgb(decoded: Decoded, bits: int = 16) -> tuple[np.ndarray, list[Remark]]:
         if pixels.min() < 0 or pixels.max() > 65535:
             raise FaultyFile("unknown range of values", "0..65535", _range(pixels), "save the image with 8 or 16 bits")
         top = (1 << bits) - 1
+        if (pixels[..., :3] if pixels.ndim == 3 else pixels).max(initial=0) > top:
+            expected, advice = f"values of 0..{top}, as of the others", "save it as they are, or set ingest.depth"
+            raise FaultyFile("too deep", expected, _range(pixels), advice)
         scale = np.full(pixels.shape[2:], 255.0 / top)
         if pixels.ndim == 3 and pixels.shape[2] == 4 and pixels[..., 3].max() > top:
             scale[3] = 255.0 / 65535  # alpha fills its bits, however few the colours need

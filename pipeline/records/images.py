@@ -93,20 +93,21 @@ def read_any_image(file: Path, bits: int) -> tuple[np.ndarray, list[Remark]]:
 class Readings:
     """The images that a path means, read one after another and all scaled alike.
 
+    depth: bits that images of more than 8 are scaled from, as a trained run keeps them; None takes common_depth.
     files: all of them; remarks: what had to be changed, and how many other files there are; faults: why an image was
     passed over; a line each, known once that file's turn was.
     """
 
-    def __init__(self, where: Path, purpose: str) -> None:
+    def __init__(self, where: Path, purpose: str, depth: int | None = None) -> None:
         self.files, others = find_images(where)
         self.remarks = [passed_over(others)] if others else []
         self.faults: list[str] = []
-        self._purpose = purpose
+        self._purpose, self._depth = purpose, depth
 
     @cached_property
     def bits(self) -> int:
         """Depth that images of more than 8 bits are scaled from."""
-        return common_depth(self.files)
+        return self._depth or common_depth(self.files)
 
     def read(self, file: Path) -> np.ndarray:
         """Read one of the files as the others: (height, width, 3) uint8. Raises FaultyFile."""

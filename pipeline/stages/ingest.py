@@ -27,7 +27,7 @@ from pipeline.labels import IN_PIECES
 from pipeline.readers import READERS, RawCase, RawDataset, layout_of
 from pipeline.readers.check import check_case, finish_case, forget
 from pipeline.readers.checked import Checked
-from pipeline.readers.layout import table_of, with_groups
+from pipeline.readers.layout import table_of, unread_images, with_groups
 from pipeline.records.case import WHOLE, Case, LabelKind, write_cases
 from pipeline.records.files import write_bytes
 from pipeline.records.findings import Fault, FaultyFile, Finding, some, write_findings
@@ -73,6 +73,8 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
     with RawFolder(paths.raw) as raw:
         layout = layout_of(raw, settings.layout)
         dataset = with_groups(READERS[layout].read(raw, settings), raw, settings)
+        if READERS[layout].every_image:
+            dataset = replace(dataset, faults=(*dataset.faults, *unread_images(raw, dataset)))
         if unlabelled_only:
             dataset = _unlabelled(dataset, paths)
         if settings.label_kind == "coarse" and dataset.label_kind != "coarse":
@@ -97,7 +99,8 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
         sound = [one for one in checked if one.case.case_id not in left_out]
         if not sound:
             raise ValueError(f"{paths.raw}: expected at least one case that can be used, found none of {len(cases)}")
-        bits = max((one.bits for one in sound if one.bits is not None), default=8)
+        deep = {one.case.case_id for one in sound if one.bits is not None}
+        bits = settings.depth or max((one.bits for one in sound if one.bits is not None), default=8)
         finished = _each(
             lambda case: _write(finish_case(raw, case, settings, meaning, bits), paths),
             [one.case for one in sound if one.waits],
@@ -126,7 +129,8 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
             f"{paths.raw}: expected labels that hold something, found {len(segmented)} that are all empty; "
             "see whether the masks are what they should be, or set ingest.allow_empty=true"
         )
-    write_cases(paths.cases, [_record(one, config.dataset, kind) for one in done])
+    records = [_record(one, config.dataset, kind, bits if one.case.case_id in deep else None) for one in done]
+    write_cases(paths.cases, records)
     write_findings(paths.findings, findings)
     asked = {case.case_id for case in dataset.cases if not case.labelled} if dataset.sample_submission else set()
     unasked = sorted(asked & {finding.case_id for finding in excluded})
@@ -192,7 +196,7 @@ def _label_name(case: RawCase) -> str:
     return f"labels/{case.case_id}.png"
 
 
-def _record(checked: Checked, dataset: str, kind: LabelKind) -> Case:
+def _record(checked: Checked, dataset: str, kind: LabelKind, bits: int | None) -> Case:
     case = checked.case
     assert checked.shape is not None
     return Case(
@@ -212,6 +216,7 @@ def _record(checked: Checked, dataset: str, kind: LabelKind) -> Case:
         cell=case.cell,
         part=case.part,
         plane=case.plane,
+        bits=bits,
         full=None if checked.full in (None, checked.shape) else list(checked.full or ()),
     )
 

@@ -173,7 +173,7 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         return
     if load_config(None, [*overrides]).compute.scheduler:
         print("noted: compute.scheduler is for --slides and stage predict; --images are predicted in this process")
-    readings = Readings(images, "predict")
+    readings = Readings(images, "predict", trained.config.ingest.depth)
     endings = [""] if trained.outputs.is_class else [".png", *(["_overlay.png"] if overlay else [])]
     check_results(images, out, {file: [file.stem + ending for ending in endings] for file in readings.files})
     classified: list[tuple[str, np.ndarray]] = []

@@ -47,8 +47,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     from pipeline.trained import MODEL
     from pipeline.training import fit, steps_taken
 
-    if config.train.seed is not None:
-        config = config.model_copy(update={"seed": config.train.seed})
+    config = _decided(config, paths)
     parts = read_parts(paths)
     for part in ("train", "validation"):
         if not parts[part]:
@@ -84,10 +83,16 @@ def join(config: Config, paths: Paths) -> None:
     """Train beside the process that runs the stage, and leave all writing and choosing to it."""
     from pipeline.training import fit
 
-    if config.train.seed is not None:
-        config = config.model_copy(update={"seed": config.train.seed})
+    config = _decided(config, paths)
     outputs, build = _prepared(config, paths, read_parts(paths))
     fit(build, config, outputs.activation, paths.train)
+
+
+def _decided(config: Config, paths: Paths) -> Config:
+    """Settings that the run keeps: its own seed, and the depth that its images were scaled from."""
+    seed = config.seed if config.train.seed is None else config.train.seed
+    depth = max((case.bits for case in read_cases(paths.cases) if case.bits is not None), default=config.ingest.depth)
+    return config.model_copy(update={"seed": seed, "ingest": config.ingest.model_copy(update={"depth": depth})})
 
 
 def _prepared(config: Config, paths: Paths, parts: dict[str, list[Case]]) -> tuple[Outputs, Callable[[Config], Task]]:

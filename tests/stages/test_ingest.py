@@ -445,6 +445,23 @@ def test_deep_images_are_scaled_alike_over_the_data_set(tmp_path: Path) -> None:
     for name in "01":
         assert (read_image(raw.paths.ingest / f"images/{name}.png")[1:] == round(100 * 255 / 4095)).all()
     assert [found.fault for found in raw.findings] == ["deep image", "deep image"]
+    assert [case.bits for case in read_cases(raw.paths.cases)] == [12, 12]
+    wider = Raw(tmp_path, "ingest.depth=14")
+    wider.run()
+    assert (read_image(raw.paths.ingest / "images/0.png")[1:] == round(100 * 255 / 16383)).all()
+    expected = r"too deep: images/1\.png: expected values of 0\.\.1023, as of the others, found.*4095.*ingest\.depth"
+    with pytest.raises(ValueError, match=expected):
+        Raw(tmp_path, "ingest.depth=10").run()
+
+
+def test_images_of_other_formats_are_named_and_a_cover_is_not(tmp_path: Path) -> None:
+    raw = Raw(tmp_path).put(pairs(2) | {"cover.webp": b"RIFF", "images/8.webp": b"RIFF", "masks/8.gif": b"GIF89a"})
+    expected = r"2 fault\(s\)[\s\S]*unread format: images/8\.webp: expected an image as \.png.*found \.webp"
+    with pytest.raises(ValueError, match=expected):
+        raw.run()
+    Raw(tmp_path, "ingest.exclude_faulty=true").run()
+    assert [case.case_id for case in read_cases(raw.paths.cases)] == ["0", "1"]
+    assert {(found.action, found.fault) for found in raw.findings} >= {("excluded", "unread format")}
 
 
 def test_pairs_tell_all_faults_at_once(tmp_path: Path) -> None:
