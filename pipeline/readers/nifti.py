@@ -3,6 +3,9 @@
     images/<name>.nii.gz with masks/<name>.nii.gz (or labels/, or imagesTr/ with labelsTr/; nnU-Net's _0000 is dropped)
     imagesTs/<name>.nii.gz, test/<name>.nii.gz: without segmentation
 
+nnU-Net's further channels, <name>_0001 to _0009 beside <name>_0000, are left unread. Where such a name stands alone, or
+it or the one in _0000 has a segmentation of just that name, it is a volume of its own.
+
 The volume is the group, unless ingest.group_pattern or ingest.group_csv name a patient. Grey levels are ingest.window,
 else percentiles of the volume. Values of a segmentation are class ids. Source: the NIfTI-1 and NIfTI-2 standards.
 """
@@ -10,6 +13,7 @@ else percentiles of the volume. Values of a segmentation are class ids. Source: 
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from pathlib import PurePosixPath
 
 from pipeline.config import IngestSettings
@@ -20,7 +24,7 @@ from pipeline.records.volumes import SUFFIXES, planes_of
 
 IMAGES, LABELS, TESTS = {"images", "imagestr"}, {"masks", "labels", "labelstr"}, {"imagests", "test"}
 _NAME = re.compile(r"(_0000)?\.nii(\.gz)?$", re.IGNORECASE)
-_OTHER_CHANNEL = re.compile(r"_000[1-9]\.nii(\.gz)?$", re.IGNORECASE)
+_OTHER_CHANNEL = re.compile(r"_000[1-9]$")
 
 
 def recognises(raw: RawFolder) -> bool:
@@ -37,12 +41,14 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     images = [name for name in _volumes(raw) if _folder(name) in IMAGES | TESTS]
     if not images:
         raise ValueError(f"{raw.folder}: expected images/<name>.nii.gz, found none; put the volumes there")
+    places = {_place(name) for name in images}
+    named = {_name(name) for names in labels.values() for name in names}
     cases: list[RawCase] = []
     faults: list[Fault] = []
     findings: list[Finding] = []
     for name in images:
         stem, labelled = _stem(name), _folder(name) in IMAGES
-        if _OTHER_CHANNEL.search(name):
+        if _is_other_channel(name, places, named):
             findings.append(Finding(stem, "noted", "other channel", f"{name}: only the first channel is read"))
             continue
         found = labels.pop(stem, [])
@@ -71,6 +77,15 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     return RawDataset(tuple(cases), tuple(faults), tuple(findings), label_kind="semantic")
 
 
+def _is_other_channel(name: str, places: Set[str], named: Set[str]) -> bool:
+    """Whether a volume is a further channel of one of nnU-Net's: AMOS numbers its patients in the same way.
+
+    places: of all volumes, as _place gives them; named: names of the segmentations, as _name gives them.
+    """
+    first = _OTHER_CHANNEL.sub("_0000", _place(name))
+    return first != _place(name) and first in places and not {_name(name), _name(first)} & named
+
+
 def _beside(name: str) -> str:
     return "labelsTr" if _folder(name) == "imagestr" else "masks or labels"
 
@@ -81,6 +96,16 @@ def _volumes(raw: RawFolder) -> list[str]:
 
 def _folder(name: str) -> str:
     return PurePosixPath(name).parent.name.lower()
+
+
+def _place(name: str) -> str:
+    """The path of a volume without its suffix."""
+    return re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
+
+
+def _name(name: str) -> str:
+    """The name of a volume without its suffix."""
+    return PurePosixPath(_place(name)).name
 
 
 def _stem(name: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import Config, IngestSettings, load_config
-from pipeline.readers import READERS
+from pipeline.readers import READERS, RawDataset
 from pipeline.readers.check import check_case
 from pipeline.records.case import read_cases
 from pipeline.records.findings import FaultyFile
@@ -184,6 +184,47 @@ def test_volumes_that_do_not_fit_are_told_in_one_message(volumes: Path, tmp_path
         assert part in message, message
     told = [line for line in message.splitlines() if "masks/v1.nii.gz" in line]
     assert len(told) == 1 and told[0].endswith("(and 5 more cases: v1_z0001, v1_z0002, v1_z0003, v1_z0004, v1_z0005)")
+
+
+def put(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 1), np.uint8), np.eye(4)), folder / name)
+    return folder
+
+
+def read(folder: Path) -> RawDataset:
+    with RawFolder(folder) as raw:
+        return READERS["nifti"].read(raw, IngestSettings())
+
+
+@pytest.mark.parametrize(
+    ("names", "groups", "channels"),
+    [
+        (("imagesTr/amos_0001", "labelsTr/amos_0001", "imagesTs/amos_0008"), ["amos_0001", "amos_0008"], []),
+        (("images/p_0000", "masks/p_0000", "images/p_0001", "masks/p_0001"), ["p", "p_0001"], []),
+        (("imagesTr/p_0000", "imagesTr/p_0001", "labelsTr/p", "imagesTs/q_0001"), ["p", "q_0001"], ["imagesTr/p_0001"]),
+        (
+            ("imagesTr/p_0001_0000", "imagesTr/p_0001_0001", "labelsTr/p_0001", "imagesTs/q_0000", "imagesTs/q_0002"),
+            ["p_0001", "q"],
+            ["imagesTr/p_0001_0001", "imagesTs/q_0002"],
+        ),
+    ],
+)
+def test_a_numbered_volume_is_another_channel_only_beside_a_first_one(
+    names: tuple[str, ...], groups: list[str], channels: list[str], tmp_path: Path
+) -> None:
+    dataset = read(put(tmp_path, *(f"{name}.nii.gz" for name in names)))
+    assert dataset.faults == () and [case.group for case in dataset.cases] == groups
+    assert [found.detail for found in dataset.findings] == [
+        f"{name}.nii.gz: only the first channel is read" for name in channels
+    ]
+
+
+def test_a_patient_without_segmentation_is_told_where_numbers_are_no_channels(tmp_path: Path) -> None:
+    names = ("images/p_0000.nii.gz", "masks/p_0000.nii.gz", "images/p_0001.nii.gz")
+    (fault,) = read(put(tmp_path, *names)).faults
+    assert (fault.case_id, fault.fault) == ("p_0001", "missing segmentation")
 
 
 def test_a_faulty_volume_is_read_once(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
