@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +39,13 @@ class Volume:
 
 def planes_of(content: bytes) -> int:
     """Count the axial planes of a file from its first bytes. Raises FaultyFile for what is no volume of three axes."""
-    image = _opened(content, header_only=True)
-    return _canonical_shape(image)[2]
+    with _refused():
+        content = _unpacked(content, _HEADER_BYTES)
+        # An image would be asked for its header's extensions too, which may be longer than these bytes.
+        kind = _kind(content).header_class
+        header = kind(content[: kind.template_dtype.itemsize])
+        affine = header.get_best_affine()
+    return _canonical_shape(header.get_data_shape(), affine)[2]
 
 
 def read_volume(content: bytes) -> Volume:
@@ -48,8 +55,10 @@ def read_volume(content: bytes) -> Volume:
     """
     import nibabel
 
-    image = _opened(content)
-    _canonical_shape(image)
+    with _refused():
+        content = _unpacked(content)
+        image = _kind(content).from_bytes(content)
+    _canonical_shape(image.shape, image.affine)
     try:
         image = nibabel.squeeze_image(image)
         values = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
@@ -114,29 +123,40 @@ def same_space(first: Volume, second: Volume) -> str:
     return f"an affine that lies up to {apart:.3g} mm apart" if apart > 1e-3 * spacing * max(first.image.shape) else ""
 
 
-def _opened(content: bytes, *, header_only: bool = False) -> Any:
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Tell whatever nibabel says of a file that it cannot read as the file's fault."""
     import nibabel
 
     try:
-        if content[:2] == b"\x1f\x8b":
-            content = (
-                zlib.decompressobj(31).decompress(content, _HEADER_BYTES) if header_only else gzip.decompress(content)
-            )
-        kind = nibabel.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
-        return kind.from_bytes(content)
+        yield
     except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, OSError, EOFError,
             zlib.error, ValueError, nibabel.wrapstruct.WrapStructError) as error:  # fmt: skip
         raise FaultyFile("no NIfTI", "a NIfTI file, .nii or .nii.gz", str(error), "fetch it again") from error
 
 
-def _canonical_shape(image: Any) -> tuple[int, int, int]:
+def _unpacked(content: bytes, most: int = 0) -> bytes:
+    """The bytes of a file that may be compressed; most: how many are needed, 0 for all."""
+    if content[:2] != b"\x1f\x8b":
+        return content
+    return zlib.decompressobj(31).decompress(content, most) if most else gzip.decompress(content)
+
+
+def _kind(content: bytes) -> Any:
+    """Which of nibabel's images reads these bytes."""
     import nibabel
 
-    if len(image.shape) < 3 or math.prod(image.shape[3:]) != 1:
-        shape = " x ".join(map(str, image.shape))
-        raise FaultyFile("other axes", "a volume of three axes", shape, "give one volume a file")
-    axes = nibabel.io_orientation(image.affine)[:, 0]
+    return nibabel.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
+
+
+def _canonical_shape(shape: Sequence[int], affine: np.ndarray) -> tuple[int, int, int]:
+    import nibabel
+
+    if len(shape) < 3 or math.prod(shape[3:]) != 1:
+        found = " x ".join(map(str, shape))
+        raise FaultyFile("other axes", "a volume of three axes", found, "give one volume a file")
+    axes = nibabel.io_orientation(affine)[:, 0]
     if np.isnan(axes).any():
         raise FaultyFile("no orientation", "an affine of three axes", "one that loses an axis", "mend its header")
-    along = dict(zip(axes.astype(int).tolist(), image.shape[:3], strict=True))
+    along = dict(zip(axes.astype(int).tolist(), shape[:3], strict=True))
     return along[0], along[1], along[2]

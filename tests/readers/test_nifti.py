@@ -105,6 +105,21 @@ def test_an_axis_of_one_time_is_no_fourth_axis(name: str, tmp_path: Path) -> Non
     np.testing.assert_allclose(back.affine, image.affine, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_extensions_of_the_header_may_be_long(kind: type, suffix: str, tmp_path: Path) -> None:
+    image, _ = volume(np.random.default_rng(1), AFFINES["permuted"])
+    image = kind(np.asarray(image.dataobj), image.affine)
+    noise = np.random.default_rng(2).bytes(50_000)
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", noise))
+    file = tmp_path / f"a{suffix}"
+    nibabel.save(image, file)
+    seen = read_volume(file.read_bytes())
+    assert planes_of(file.read_bytes()) == len(seen.values) == 36
+    back = kind.from_bytes(gzip.decompress(encode_like(seen, np.zeros(seen.values.shape, np.uint8))))
+    assert back.shape == image.shape and len(back.header.extensions) == 1
+
+
 def test_planes_run_from_feet_to_head_and_columns_from_left_to_right(tmp_path: Path) -> None:
     values = np.zeros((4, 5, 6), np.float32)
     values[3, 0, 5] = 7  # right, back, head of a volume in RAS
