@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,18 +38,21 @@ class Volume:
 
 
 def planes_of(content: bytes) -> int:
-    """Count the axial planes of a file from its first bytes. Raises FaultyFile for what is no volume of three axes."""
+    """Count the axial planes of a file from its first bytes.
+
+    Raises FaultyFile for what is no volume of three axes with a number in each voxel.
+    """
     with _refused():
         content = _unpacked(content, _HEADER_BYTES)
         # An image would be asked for its header's extensions too, which may be longer than these bytes.
         kind = _kind(content).header_class
         header = kind(content[: kind.template_dtype.itemsize])
         affine = header.get_best_affine()
-    return _canonical_shape(header.get_data_shape(), affine)[2]
+    return _canonical_shape(header, affine)[2]
 
 
 def read_volume(content: bytes) -> Volume:
-    """Read a NIfTI file, compressed or not. Raises FaultyFile where it is none, damaged, or not of three axes.
+    """Read a NIfTI file, compressed or not. Raises FaultyFile where it is none, or damaged, and as planes_of does.
 
     Further axes of length 1, as time has in many exports, are taken off.
     """
@@ -58,7 +61,7 @@ def read_volume(content: bytes) -> Volume:
     with _refused():
         content = _unpacked(content)
         image = _kind(content).from_bytes(content)
-    _canonical_shape(image.shape, image.affine)
+    _canonical_shape(image.header, image.affine)
     try:
         image = nibabel.squeeze_image(image)
         values = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
@@ -149,12 +152,22 @@ def _kind(content: bytes) -> Any:
     return nibabel.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
 
 
-def _canonical_shape(shape: Sequence[int], affine: np.ndarray) -> tuple[int, int, int]:
+def _canonical_shape(header: Any, affine: np.ndarray) -> tuple[int, int, int]:
+    """Lengths of the axes from left to right, from back to front, and from feet to head.
+
+    Raises FaultyFile for what is no volume of three axes with a number in each voxel.
+    """
     import nibabel
 
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    found = " x ".join(map(str, shape))
     if len(shape) < 3 or math.prod(shape[3:]) != 1:
-        found = " x ".join(map(str, shape))
         raise FaultyFile("other axes", "a volume of three axes", found, "give one volume a file")
+    if min(shape) < 1:
+        raise FaultyFile("empty volume", "one voxel at least along each axis", found, "fetch it again, or delete it")
+    if dtype.kind not in "biuf":
+        datatype = str(nibabel.nifti1.data_type_codes.label[int(header["datatype"])])
+        raise FaultyFile("other voxels", "a whole or real number a voxel", datatype, "save one number a voxel")
     axes = nibabel.io_orientation(affine)[:, 0]
     if np.isnan(axes).any():
         raise FaultyFile("no orientation", "an affine of three axes", "one that loses an axis", "mend its header")

@@ -120,6 +120,25 @@ def test_extensions_of_the_header_may_be_long(kind: type, suffix: str, tmp_path:
     assert back.shape == image.shape and len(back.header.extensions) == 1
 
 
+COLOURS = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((4, 5, 6), COLOURS, "other voxels: expected a whole or real number a voxel, found RGB; save one"),
+        ((4, 5, 6), np.dtype(np.complex64), "other voxels: .*, found complex64"),
+        ((4, 5, 0), np.dtype(np.uint8), "empty volume: expected one voxel at least along each axis, found 4 x 5 x 0"),
+        ((4, 0, 6), np.dtype(np.uint8), "empty volume: .*, found 4 x 0 x 6"),
+    ],
+)
+def test_what_holds_no_grey_levels_is_refused_by_name(shape: tuple, dtype: np.dtype, message: str) -> None:
+    content = nibabel.Nifti1Image(np.zeros(shape, dtype), np.eye(4)).to_bytes()
+    for reading in (planes_of, read_volume):
+        with pytest.raises(FaultyFile, match=message):
+            reading(content)
+
+
 def test_planes_run_from_feet_to_head_and_columns_from_left_to_right(tmp_path: Path) -> None:
     values = np.zeros((4, 5, 6), np.float32)
     values[3, 0, 5] = 7  # right, back, head of a volume in RAS
@@ -186,10 +205,15 @@ def test_volumes_that_do_not_fit_are_told_in_one_message(volumes: Path, tmp_path
     (volumes / "images" / "v3_0000.nii.gz").write_bytes(gzip.compress(b"no volume"))
     four = nibabel.Nifti1Image(np.zeros((4, 4, 2, 2), np.uint8), np.eye(4))
     nibabel.save(four, volumes / "images" / "v4_0000.nii.gz")
+    colours = nibabel.Nifti1Image(np.zeros((4, 4, 2), COLOURS), np.eye(4))
+    nibabel.save(colours, volumes / "images" / "v5_0000.nii.gz")
+    nibabel.save(colours, volumes / "masks" / "v6.nii.gz")
     with pytest.raises(ValueError) as told:
         ingest.run(config, paths)
     message = str(told.value)
     for part in (
+        "v5: other voxels: images/v5_0000.nii.gz",
+        "v6_z0000: other voxels: masks/v6.nii.gz",
         "v0_z0000: another space: masks/v0.nii.gz: expected the shape and affine of images/v0_0000.nii.gz, found an af",
         "v1_z0000: another space: masks/v1.nii.gz",
         "v2: missing segmentation: images/v2_0000.nii.gz",
