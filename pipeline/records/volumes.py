@@ -25,11 +25,13 @@ class Volume:
     """A volume seen from the front, planes from the feet to the head.
 
     values: (planes, height, width): rows from front to back, columns from left to right (as near to that as turns and
-    mirrors of the file's axes bring it); image: nibabel's, as it is in the file.
+    mirrors of the file's axes bring it); image: nibabel's, as it is in the file but for further axes of length 1;
+    shape: the file's, with these.
     """
 
     values: np.ndarray
     image: Any
+    shape: tuple[int, ...]
 
     @property
     def affine(self) -> np.ndarray:
@@ -54,7 +56,7 @@ def planes_of(content: bytes) -> int:
 def read_volume(content: bytes) -> Volume:
     """Read a NIfTI file, compressed or not. Raises FaultyFile where it is none, or damaged, and as planes_of does.
 
-    Further axes of length 1, as time has in many exports, are taken off.
+    Further axes of length 1, as time has in many exports, are taken off; encode_like puts them back.
     """
     import nibabel
 
@@ -62,12 +64,13 @@ def read_volume(content: bytes) -> Volume:
         content = _unpacked(content)
         image = _kind(content).from_bytes(content)
     _canonical_shape(image.header, image.affine)
+    shape = image.shape
     try:
         image = nibabel.squeeze_image(image)
         values = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise FaultyFile("damaged volume", "a whole NIfTI file", str(error), "fetch it again") from error
-    return Volume(values.transpose(2, 1, 0)[:, ::-1], image)
+    return Volume(values.transpose(2, 1, 0)[:, ::-1], image, shape)
 
 
 def grey_levels(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
@@ -110,7 +113,7 @@ def encode_like(volume: Volume, planes: np.ndarray) -> bytes:
     header.set_data_dtype(data.dtype)
     header.set_slope_inter(1, 0)
     header["cal_max"] = header["cal_min"] = 0
-    made = type(volume.image)(data, volume.image.affine, header)
+    made = type(volume.image)(data.reshape(volume.shape), volume.image.affine, header)
     return gzip.compress(made.to_bytes(), 6, mtime=0)
 
 
