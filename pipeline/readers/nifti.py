@@ -46,17 +46,24 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     cases: list[RawCase] = []
     faults: list[Fault] = []
     findings: list[Finding] = []
+    volumes: dict[str, list[str]] = {}
     for name in images:
-        stem, labelled = _stem(name), _folder(name) in IMAGES
         if _is_other_channel(name, places, named):
-            findings.append(Finding(stem, "noted", "other channel", f"{name}: only the first channel is read"))
+            findings.append(Finding(_stem(name), "noted", "other channel", f"{name}: only the first channel is read"))
+        else:
+            volumes.setdefault(_stem(name), []).append(name)
+    for stem, names in volumes.items():
+        name, found = names[0], labels.pop(stem, [])
+        labelled = _folder(name) in IMAGES
+        if len(names) > 1:
+            expected, advice = f"one volume of the name {stem} (_0000 is no part of it)", "delete or rename the others"
+            faults.append(Fault(stem, "several volumes", name, expected, ", ".join(names), advice))
             continue
-        found = labels.pop(stem, [])
         if labelled and len(found) != 1:
             fault = "several segmentations" if found else "missing segmentation"
-            faults.append(
-                Fault(stem, fault, name, f"one {_beside(name)}/{stem}.nii.gz", ", ".join(found) or "none", "mend it")
-            )
+            advice = "delete the others" if found else "add it, or move the volume into imagesTs/, which has none"
+            expected = f"one {_beside(name)}/{stem}.nii.gz"
+            faults.append(Fault(stem, fault, name, expected, ", ".join(found) or "none", advice))
             continue
         try:
             planes = planes_of(raw.read(name))
@@ -70,10 +77,11 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             )
             for plane in range(planes)
         ]  # fmt: skip
-    left = sorted(name for names in labels.values() for name in names)
-    if left:
-        detail = f"{len(left)} segmentation(s) without a volume: {', '.join(left[:3])}"
-        findings.append(Finding("", "noted", "segmentation without volume", detail))
+    faults += [
+        Fault(stem, "missing image", name, f"its volume {stem}.nii.gz", "none", "fetch the volume, or delete the mask")
+        for stem, names in labels.items()
+        for name in names
+    ]
     return RawDataset(tuple(cases), tuple(faults), tuple(findings), label_kind="semantic")
 
 

@@ -267,6 +267,28 @@ def test_a_patient_without_segmentation_is_told_where_numbers_are_no_channels(tm
     assert (fault.case_id, fault.fault) == ("p_0001", "missing segmentation")
 
 
+def test_two_volumes_of_one_name_and_masks_without_one_are_told(tmp_path: Path) -> None:
+    put(
+        tmp_path, "images/a.nii.gz", "images/a_0000.nii.gz", "masks/a.nii.gz", "images/b.nii", "images/b.nii.gz",
+        "masks/b.nii.gz", "images/c.nii.gz", "masks/c.nii", "masks/c.nii.gz", "images/d.nii.gz", "masks/gone.nii.gz",
+        "images/e.nii.gz", "masks/e.nii.gz",
+    )  # fmt: skip
+    dataset = read(tmp_path)
+    assert [case.case_id for case in dataset.cases] == ["e_z0000"] and dataset.findings == ()
+    one_name = "several volumes: images/{}: expected one volume of the name {} (_0000 is no part of it), found {}; {}"
+    advice = "delete or rename the others"
+    assert [str(fault) for fault in dataset.faults] == [
+        "a: " + one_name.format("a.nii.gz", "a", "images/a.nii.gz, images/a_0000.nii.gz", advice),
+        "b: " + one_name.format("b.nii", "b", "images/b.nii, images/b.nii.gz", advice),
+        "c: several segmentations: images/c.nii.gz: expected one masks or labels/c.nii.gz, found masks/c.nii, "
+        "masks/c.nii.gz; delete the others",
+        "d: missing segmentation: images/d.nii.gz: expected one masks or labels/d.nii.gz, found none; add it, or move "
+        "the volume into imagesTs/, which has none",
+        "gone: missing image: masks/gone.nii.gz: expected its volume gone.nii.gz, found none; fetch the volume, or "
+        "delete the mask",
+    ]
+
+
 def test_a_faulty_volume_is_read_once(volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (volumes / "masks" / "v0.nii.gz").write_bytes(gzip.compress(b"no volume"))
     opened: list[str] = []
