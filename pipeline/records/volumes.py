@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.records.findings import FaultyFile
+from pipeline.records.case import IGNORED
+from pipeline.records.findings import SHOWN, FaultyFile
 
 SUFFIXES = (".nii", ".nii.gz")
 PERCENTILES = (0.5, 99.5)
 """Of a volume's values, between which grey levels lie where no window is given."""
+ROUNDING = 1e-6
+"""Of a class id, as much as slope and intercept, which are stored with 24 bits, take from it or add."""
 _HEADER_BYTES = 1024
 
 
@@ -86,12 +89,23 @@ def grey_levels(values: np.ndarray, window: tuple[float, float] | None) -> np.nd
 
 
 def class_ids(values: np.ndarray) -> np.ndarray:
-    """Turn a segmentation's values into class ids, uint16. Raises FaultyFile for others than 0..65534 in whole."""
+    """Turn a segmentation's values into class ids, uint16. Raises FaultyFile for others than 0..65534 in whole.
+
+    Numbers that a file's own scaling brings within ROUNDING of whole ones are these.
+    """
     numbers = np.asarray(values)
-    sound = np.isfinite(numbers).all() and (numbers >= 0).all() and (numbers < 65535).all() and not (numbers % 1).any()
-    if not sound:
-        raise FaultyFile("no class ids", "whole numbers from 0 to 65534", "others", "give a segmentation")
-    return numbers.astype(np.uint16)
+    whole = np.rint(numbers) if numbers.dtype.kind == "f" else numbers
+    with np.errstate(invalid="ignore"):
+        sound = (whole >= 0) & (whole < IGNORED)
+        if whole is not numbers:
+            sound &= np.abs(numbers - whole) <= ROUNDING * np.maximum(whole, 1)
+    if not sound.all():
+        strange = np.unique(numbers[~sound])
+        shown = ", ".join(f"{value:.9g}" for value in strange[:SHOWN].tolist())
+        more = f" and {strange.size - SHOWN} more" if strange.size > SHOWN else ""
+        found = f"{shown}{more} in {int((~sound).sum())} of {sound.size} voxels"
+        raise FaultyFile("no class ids", f"whole numbers from 0 to {IGNORED - 1}", found, "give a segmentation")
+    return whole.astype(np.uint16)
 
 
 def encode_like(volume: Volume, planes: np.ndarray) -> bytes:

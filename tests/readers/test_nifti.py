@@ -161,9 +161,30 @@ def test_grey_levels_follow_the_window_or_the_percentiles() -> None:
     assert 0.004 < (spread == 0).mean() < 0.01 and 0.004 < (spread == 255).mean() < 0.01
     with pytest.raises(FaultyFile, match="1 that are not"):
         grey_levels(np.array([[[1.0, np.nan]]]), None)
-    for wrong in (-1.0, 0.5, 65535.0):
-        with pytest.raises(FaultyFile, match="whole numbers"):
-            class_ids(np.full((1, 2, 2), wrong))
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([0.0, -1.0, 1.0, -1.0], r"-1 in 2 of 4 voxels"),
+        ([0.0, 0.5, 2.0, 2.001], r"0\.5, 2\.001 in 2 of 4 voxels"),
+        ([0.0, 65535.0, np.nan, np.inf], r"65535, inf, nan in 3 of 4 voxels"),
+        (np.arange(4, dtype=np.int16) - 2, r"-2, -1 in 2 of 4 voxels"),
+        (np.arange(8, dtype=np.int16) - 8, r"-8, -7, -6, -5, -4 and 3 more in 8 of 8 voxels"),
+    ],
+)
+def test_values_that_are_no_class_ids_are_named(values: list[float] | np.ndarray, found: str) -> None:
+    with pytest.raises(FaultyFile, match=rf"expected whole numbers from 0 to 65534, found {found}; give a seg"):
+        class_ids(np.array(values).reshape(1, 2, -1))
+
+
+def test_class_ids_that_were_scaled_into_bytes_are_whole_again() -> None:
+    ids = np.array([0, 1, 2, 3], float).reshape(1, 2, 2)
+    image = nibabel.Nifti1Image(ids, np.eye(4))
+    image.header.set_data_dtype(np.uint8)
+    values = read_volume(image.to_bytes()).values
+    assert values.max() != 3 and values.max() == pytest.approx(3)
+    np.testing.assert_array_equal(class_ids(values), read_volume(nibabel.Nifti1Image(ids, np.eye(4)).to_bytes()).values)
 
 
 def test_volumes_go_from_raw_files_to_report_and_back(volumes: Path, tmp_path: Path) -> None:
