@@ -16,6 +16,7 @@ from pipeline.records.case import IGNORED, MAXIMUM_OBJECTS
 
 _BLOCK_PIXELS = 1 << 24
 _LONGEST_NUMBER = 18
+_MOST_BITS = 60
 _CARRIERS = {1: np.uint8, 2: np.uint16, 4: np.int32, 8: np.float64}
 """Types of so many bytes that OpenCV moves without looking at them."""
 _SHOWN = 5
@@ -120,16 +121,20 @@ def encode_coco(mask: np.ndarray) -> bytes:
 def decode_coco(letters: bytes, height: int, width: int) -> np.ndarray:
     """Decode COCO's compressed run lengths: (height, width) bool.
 
-    Raises ValueError for letters that are none of its, a number that does not end, and as decode_counts does.
+    Raises ValueError for letters that are none of its, a number that does not end or is larger than any image, and
+    as decode_counts does.
     """
     counts: list[int] = []
     number = shift = 0
-    for letter in letters:
+    for place, letter in enumerate(letters, start=1):
         bits = letter - 48
         if not 0 <= bits < 64:
             raise ValueError(f"expected COCO's letters '0' to 'o', found {bytes([letter])!r}")
         number |= (bits & 0x1F) << shift
         shift += 5
+        if shift > _MOST_BITS:
+            found = letters[place - shift // 5 : place]
+            raise ValueError(f"expected numbers of at most {_MOST_BITS // 5} letters, found one that begins {found!r}")
         if not bits & 0x20:
             number -= (1 << shift) if bits & 0x10 else 0
             counts.append(number + (counts[-2] if len(counts) > 2 else 0))
@@ -142,13 +147,22 @@ def decode_coco(letters: bytes, height: int, width: int) -> np.ndarray:
 def decode_counts(counts: Sequence[int], height: int, width: int) -> np.ndarray:
     """Decode COCO's run lengths as they are listed: (height, width) bool.
 
-    counts: pixels of the runs, column by column, of nothing and of the object in turn. Raises ValueError for negative
-    lengths, and runs that are not height * width pixels together.
+    counts: pixels of the runs, column by column, of nothing and of the object in turn. Raises ValueError for lengths
+    that are no whole numbers from 0 on, and runs that are not height * width pixels together.
     """
-    lengths = np.array(counts, np.int64)
-    if (lengths < 0).any() or lengths.sum() != height * width:
-        raise ValueError(f"expected runs of {height} x {width} pixels together, found {lengths.sum()}")
-    flat = np.repeat(np.arange(lengths.size) % 2 == 1, lengths)
+    together = f"expected runs of {height} x {width} pixels together"
+    try:
+        # Whole numbers are exact in these up to more pixels than any image has, and larger ones do not overflow.
+        lengths = np.array(counts, np.float64)
+    except OverflowError as error:
+        raise ValueError(f"{together}, found one of more than 1e308") from error
+    strange = lengths[~((lengths >= 0) & (lengths == np.floor(lengths)))]
+    if strange.size:
+        shown = ", ".join(f"{length:g}" for length in strange[:_SHOWN].tolist())
+        raise ValueError(f"expected lengths that are whole numbers from 0 on, found {shown}")
+    if lengths.sum() != height * width:
+        raise ValueError(f"{together}, found {lengths.sum():.15g}")
+    flat = np.repeat(np.arange(lengths.size) % 2 == 1, lengths.astype(np.int64))
     return _turned(flat.reshape(width, height))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import zipfile
 from pathlib import Path
@@ -212,6 +213,40 @@ def test_any_letters_of_coco_decode_or_are_refused(letters: bytes, height: int, 
     except ValueError:
         return
     assert mask.shape == (height, width)
+
+
+@pytest.mark.parametrize(
+    ("letters", "found"),
+    [
+        (b"oooooooooooooooooooo0", "at most 12 letters, found one that begins b'ooooooooooooo'"),
+        (b"5" + b"o" * 100_000 + b"0", "at most 12 letters, found one that begins b'ooooooooooooo'"),
+        (b"oooooooooooO" * 2, "found -1, -1"),
+        (b"ooooooooooo?" * 3, "6 x 4 pixels together, found"),
+        (b"4D", "found -12"),
+    ],
+)
+def test_numbers_of_cocos_letters_beyond_any_image_are_refused(letters: bytes, found: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(found)):
+        rle.decode_coco(letters, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "found"),
+    [
+        ([1e30, 5], "expected runs of 6 x 4 pixels together, found 1e+30"),
+        ([2**62, 2**62, 2**62, 2**62 + 24], "6 x 4 pixels together, found 1.84467440737096e+19"),
+        ([10**400, 5], "6 x 4 pixels together, found one of more than 1e308"),
+        ([float("inf"), 5], "6 x 4 pixels together, found inf"),
+        ([float("nan"), None], "expected lengths that are whole numbers from 0 on, found nan, nan"),
+        ([30, -6], "expected lengths that are whole numbers from 0 on, found -6"),
+        ([10.5, 13.5], "expected lengths that are whole numbers from 0 on, found 10.5, 13.5"),
+        ([20, 5], "expected runs of 6 x 4 pixels together, found 25"),
+    ],
+)
+def test_listed_counts_that_no_image_of_the_size_has_are_refused(counts: list[float], found: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(found)):
+        rle.decode_counts(counts, 6, 4)
+    assert rle.decode_counts([10.0, 14], 6, 4).sum() == 14
 
 
 @given(hnp.arrays(bool, SHAPES), st.integers(1, 4))
