@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from pipeline.config import IngestSettings
 from pipeline.records.case import LabelKind
 from pipeline.records.decode import IMAGE_SUFFIXES
-from pipeline.records.findings import Fault, Finding
+from pipeline.records.findings import SHOWN, Fault, Finding
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
 
@@ -163,25 +163,35 @@ def read_table(raw: RawFolder, name: str, columns: Iterable[str]) -> list[dict[s
 
 
 def table_of(content: bytes, source: str, columns: Iterable[str]) -> list[dict[str, str]]:
-    """Parse a CSV in UTF-8 into rows. Raises ValueError naming missing columns and rows of another length."""
+    """Parse a CSV in UTF-8 into rows. Raises ValueError naming missing columns, or every row of another length."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: expected CSV in UTF-8, found {error}; save it as CSV UTF-8") from error
     csv.field_size_limit(1 << 30)  # run-length rows of large images exceed the default of 131,072 letters
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    header = [(column or "").strip() for column in reader.fieldnames or []]
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header = [column.strip() for column in next(reader, [])]
     missing = [column for column in columns if column not in header]
     if missing:
+        other = len(header) == 1 and any(separator in header[0] for separator in ";\t|")
+        advice = "save it with commas between the cells" if other else "name them in its first line, or fetch it again"
         raise ValueError(
-            f"{source}: expected the columns {', '.join(columns)}, found {', '.join(header) or 'an empty file'}"
+            f"{source}: expected the columns {', '.join(columns)}, found {', '.join(header) or 'an empty file'}; "
+            f"{advice}"
         )
-    reader.fieldnames = header
-    rows = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise ValueError(f"{source}, line {reader.line_num}: expected {len(header)} cells, found another number")
-        rows.append({column: cell.strip() for column, cell in row.items()})
+    rows, wrong = [], []
+    for cells in filter(None, reader):
+        if len(cells) == len(header):
+            rows.append(dict(zip(header, map(str.strip, cells), strict=True)))
+        else:
+            wrong.append(f"line {reader.line_num} has {len(cells)}")
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ValueError(
+            f"{source}: expected {len(header)} cells a line ({', '.join(header)}), found: "
+            f"{', '.join(wrong[:SHOWN])}{more}; mend these lines (a cell that holds a comma needs quotes), or fetch "
+            "the file again"
+        )
     return rows
 
 

@@ -177,14 +177,24 @@ def test_dsb2018_names_cases_without_one_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("id,rle\na,1 1\n", "expected the columns ImageId, EncodedPixels, found id, rle"),
-     ("", "found an empty file"),
-     ("ImageId,EncodedPixels\na\n", "line 2: expected 2 cells")],
+    [("id,rle\na,1 1\n", "expected the columns ImageId, EncodedPixels, found id, rle; name them in its first line"),
+     ("ImageId;EncodedPixels\na;1 1\n", "found ImageId;EncodedPixels; save it with commas between the cells"),
+     ("", "found an empty file; name them in its first line, or fetch it again"),
+     ("ImageId,EncodedPixels\na\nb,1 1\n\nc,1 1,2 1,\n\"d\n",
+      r"expected 2 cells a line \(ImageId, EncodedPixels\), found: line 2 has 1, line 5 has 4, line 6 has 1; mend "
+      r"these lines \(a cell that holds a comma needs quotes\), or fetch the file again"),
+     ("ImageId,EncodedPixels\n" + "a\n" * 7, "line 6 has 1 and 2 more; mend")],
 )  # fmt: skip
 def test_a_table_of_another_form_is_refused(text: str, message: str, tmp_path: Path) -> None:
     put(tmp_path, *EXAMPLES["dsb2018"], stage1_train_labels=text)
     with pytest.raises(ValueError, match=rf"stage1_train_labels\.csv.*{message}"):
         read(tmp_path, "dsb2018")
+
+
+def test_columns_without_a_name_may_follow() -> None:
+    assert table_of(b"id,label,,\na,1,,\n\nb,0,,x\n", "x.csv", ("id", "label")) == [
+        {"id": "a", "label": "1", "": ""}, {"id": "b", "label": "0", "": "x"},
+    ]  # fmt: skip
 
 
 @settings(deadline=None)
