@@ -53,7 +53,8 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     cases = [
         RawCase(
             case.case_id, case.image, case.labelled, case.masks,
-            runs=runs.get(case.case_id) if case.labelled else None, runs_table=RUNS, stratum=strata.get(case.case_id),
+            runs=runs.get(case.case_id) if case.labelled else None, runs_table=RUNS,
+            stratum=next(iter(strata.get(case.case_id, ())), None),
         )
         for case in (*train, *test)
     ]  # fmt: skip
@@ -62,13 +63,23 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         for case in cases
         if strata and case.stratum is None
     ]
-    unknown = sorted(runs.keys() - {case.case_id for case in train})
-    if unknown:
-        detail = f"{RUNS}: {len(unknown)} image(s) that are not in {TRAIN}: {', '.join(unknown[:3])}"
-        findings.append(Finding("", "noted", "runs without image", detail))
-    return RawDataset(
-        tuple(cases), (*faults, *more_faults), tuple(findings), sample, "instance"
-    )  # fmt: skip
+    faults += more_faults
+    faults += [
+        Fault(
+            case.case_id, "several strata", CLASSES, "one pair of colours an image",
+            " and ".join(strata[case.case_id]), "delete the rows that are wrong",
+        )
+        for case in cases
+        if len(strata.get(case.case_id, ())) > 1
+    ]  # fmt: skip
+    known = {case.case_id for case in train} | {fault.case_id for fault in faults}
+    faults += [
+        Fault(
+            case_id, "missing image", RUNS, f"the image of its rows in {TRAIN}/", "none", "add it, or delete the rows"
+        )
+        for case_id in sorted(runs.keys() - known)
+    ]
+    return RawDataset(tuple(cases), tuple(faults), tuple(findings), sample, "instance")
 
 
 def _cases(raw: RawFolder, folder: str, *, labelled: bool) -> tuple[list[RawCase], list[Fault]]:
@@ -92,7 +103,8 @@ def _cases(raw: RawFolder, folder: str, *, labelled: bool) -> tuple[list[RawCase
         else:
             what = f"{len(found)} ({', '.join(PurePosixPath(name).name for name in found[:3])})" if found else "none"
             fault = "several images" if found else "missing image"
-            faults.append(Fault(case_id, fault, f"{folder}{case_id}/images/", "one image", what))
+            advice = "delete the others" if found else "add it, or delete the folder"
+            faults.append(Fault(case_id, fault, f"{folder}{case_id}/images/", "one image", what, advice))
     return cases, faults
 
 
@@ -108,9 +120,15 @@ def _runs(raw: RawFolder, root: str, settings: IngestSettings) -> tuple[dict[str
     return {case_id: tuple(texts) for case_id, texts in rows.items()}, []
 
 
-def _strata(raw: RawFolder, root: str) -> tuple[dict[str, str], list[Finding]]:
+def _strata(raw: RawFolder, root: str) -> tuple[dict[str, tuple[str, ...]], list[Finding]]:
+    """Each image's pair of colours; several where its rows differ."""
     name = f"{root}{CLASSES}"
     if name not in raw:
         return {}, [Finding("", "noted", "no strata", f"{CLASSES} is not there: scores are not told apart by modality")]
-    rows = read_table(raw, name, ("filename", "foreground", "background"))
-    return {PurePosixPath(row["filename"]).stem: f"{row['foreground']}/{row['background']}" for row in rows}, []
+    pairs: dict[str, tuple[str, ...]] = {}
+    for row in read_table(raw, name, ("filename", "foreground", "background")):
+        case_id, pair = PurePosixPath(row["filename"]).stem, f"{row['foreground']}/{row['background']}"
+        told = pairs.setdefault(case_id, (pair,))
+        if pair not in told:
+            pairs[case_id] = (*told, pair)
+    return pairs, []

@@ -95,7 +95,9 @@ def _of_runs(case: RawCase, rows: tuple[str, ...], shape: tuple[int, int]) -> tu
     try:
         return from_runs(rows, shape), []
     except FaultyFile as fault:
-        return None, [fault.at(case.case_id, str(case.runs_table))]
+        told = fault.at(case.case_id, str(case.runs_table))
+        masks = ", or believe its masks: ingest.label_source=masks" if case.masks else ""
+        return None, [replace(told, advice=told.advice or f"mend the row{masks}")]
 
 
 def _compared(label: Label, believed: str, others: dict[str, tuple[Label | None, list[Fault]]]) -> list[Remark]:

@@ -128,7 +128,7 @@ def test_dsb2018_reads_masks_runs_strata_and_test_images(tmp_path: Path) -> None
     put(
         tmp_path, "stage1_train/a/images/a.png", "stage1_train/a/masks/2.png", "stage1_train/a/masks/1.png",
         "stage1_train/b/images/b.png", "stage1_test/t/images/t.png", "stage2_test_final/u/images/u.png",
-        stage1_train_labels="ImageId,EncodedPixels\na,1 2\na,5 1\nb,\ngone,1 1\n",
+        stage1_train_labels="ImageId,EncodedPixels\na,1 2\na,5 1\nb,\n",
         classes="filename,foreground,background\na.png,purple,white\nt.png,white,black\nb.png,white,black\n",
         stage1_sample_submission="ImageId,EncodedPixels\nt,1 1\n",
         stage2_sample_submission_final="ImageId,EncodedPixels\nu,1 1\n",
@@ -138,10 +138,8 @@ def test_dsb2018_reads_masks_runs_strata_and_test_images(tmp_path: Path) -> None
     assert a.masks == ("stage1_train/a/masks/1.png", "stage1_train/a/masks/2.png") and a.runs == ("1 2", "5 1")
     assert b.masks == () and b.runs == ("",) and (t.labelled, t.runs, t.masks) == (False, None, ())
     assert [case.stratum for case in dataset.cases] == ["purple/white", "white/black", "white/black"]
-    assert dataset.sample_submission == "stage1_sample_submission.csv" and dataset.faults == ()
-    assert [(found.fault, found.detail) for found in dataset.findings] == [
-        ("runs without image", "stage1_train_labels.csv: 1 image(s) that are not in stage1_train: gone")
-    ]
+    assert dataset.sample_submission == "stage1_sample_submission.csv"
+    assert dataset.faults == () and dataset.findings == ()
     second = read(tmp_path, "dsb2018", IngestSettings(competition_stage=2))
     assert ids(second, False) == ["u"] and second.sample_submission == "stage2_sample_submission_final.csv"
     assert [found.detail for found in second.findings if found.fault == "no stratum"] == [
@@ -161,18 +159,34 @@ def test_dsb2018_notes_what_is_absent(tmp_path: Path) -> None:
         read(tmp_path, "dsb2018", IngestSettings(label_source="runs"))
 
 
-def test_dsb2018_names_cases_without_one_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [1, 2])
+def test_dsb2018_names_cases_without_one_image(stage: int, tmp_path: Path) -> None:
     put(
-        tmp_path,
-        *EXAMPLES["dsb2018"],
-        "stage1_train/none/masks/1.png",
-        "stage1_train/two/images/1.png",
-        "stage1_train/two/images/2.png",
-    )
-    faults = read(tmp_path, "dsb2018").faults
-    assert [(fault.case_id, fault.fault, fault.found) for fault in faults] == [
-        ("none", "missing image", "none"), ("two", "several images", "2 (1.png, 2.png)"),
-    ]  # fmt: skip
+        tmp_path, *EXAMPLES["dsb2018"], "stage1_train/none/masks/1.png", "stage1_train/two/images/1.png",
+        "stage1_train/two/images/2.png", "stage2_test_final/u/images/u.png",
+        stage1_train_labels="ImageId,EncodedPixels\na,1 2\nnone,1 2\ntwo,1 1\ngone,1 1\ngone,3 1\n",
+    )  # fmt: skip
+    faults = read(tmp_path, "dsb2018", IngestSettings(competition_stage=stage)).faults
+    assert [str(fault) for fault in faults] == [
+        "none: missing image: stage1_train/none/images/: expected one image, found none; add it, or delete the folder",
+        "two: several images: stage1_train/two/images/: expected one image, found 2 (1.png, 2.png); delete the others",
+        "gone: missing image: stage1_train_labels.csv: expected the image of its rows in stage1_train/, found none; "
+        "add it, or delete the rows",
+    ]
+
+
+def test_dsb2018_refuses_an_image_of_several_strata(tmp_path: Path) -> None:
+    rows = "a.png,purple,white\nb.png,white,black\na.png,white,black\na.png,purple,white\nb.png,white,black\n"
+    put(
+        tmp_path, *EXAMPLES["dsb2018"], "stage1_train/b/images/b.png",
+        classes=f"filename,foreground,background\n{rows}c.png,a,b\nc.png,b,a\n",
+    )  # fmt: skip
+    dataset = read(tmp_path, "dsb2018")
+    assert [case.stratum for case in dataset.cases] == ["purple/white", "white/black"]
+    assert [str(fault) for fault in dataset.faults] == [
+        "a: several strata: classes.csv: expected one pair of colours an image, found purple/white and white/black; "
+        "delete the rows that are wrong"
+    ]
 
 
 @pytest.mark.parametrize(

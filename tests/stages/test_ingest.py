@@ -348,7 +348,9 @@ def test_faulty_runs_matter_only_where_they_are_believed(tmp_path: Path) -> None
     raw.run()
     assert only(raw.findings) == ("c", "noted", "faulty runs")
     with pytest.raises(
-        ValueError, match=r"c: faulty run-length row: stage1_train_labels.csv: .*row 1: .*within 20 x 30"
+        ValueError,
+        match=r"c: faulty run-length row: stage1_train_labels.csv: .*row 1: .*within 20 x 30.*; mend the row, or "
+        "believe its masks: ingest.label_source=masks",
     ):
         raw.run("ingest.label_source=runs")
 
@@ -573,8 +575,13 @@ def test_a_part_of_the_competitions_own_zip(dsb2018: Path, tmp_path: Path) -> No
                 if name.startswith("stage1_train/") and name.split("/")[1] in ids:
                     archive.writestr(name.removeprefix("stage1_train/"), whole.read(name))
         masks = sum("/masks/" in name and name.split("/")[1] in ids for name in names)
-        for name in ("stage1_train_labels.csv", "classes.csv"):
-            (raw.paths.raw / name).write_bytes(whole.read(name))
+        (raw.paths.raw / "classes.csv").write_bytes(whole.read("classes.csv"))
+        header, *rows = whole.read("stage1_train_labels.csv").decode().splitlines()
+    runs = raw.paths.raw / "stage1_train_labels.csv"
+    runs.write_text("\n".join([header, *rows]) + "\n")
+    with pytest.raises(ValueError, match=r"602 x missing image.*\n.* \(and 601 more cases"):
+        raw.run()
+    runs.write_text("\n".join([header, *(row for row in rows if row.partition(",")[0] in ids)]) + "\n")
     lines = raw.run()
     assert lines[0].startswith(f"ingested 12 labelled and 0 unlabelled images, {masks} objects")
     assert {case.stratum for case in raw.cases.values()} <= {
