@@ -18,6 +18,7 @@ from pipeline.records.files import write_text, written_aside
 from pipeline.records.objects import means_by_id
 
 _SHOWN = 5
+_SIZES = ("height", "width")
 PROBABILITY_DIGITS = 6
 
 
@@ -66,21 +67,28 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """What the competition's sample submission fixes: header, and every id once, in order."""
+    """What the competition's sample submission fixes: header, and every id once, in order.
+
+    repeated: ids of several rows. sizes: height and width of the images, as they stand there; empty where the sample
+    tells none.
+    """
 
     file: Path
     header: tuple[str, ...]
     ids: tuple[str, ...]
+    repeated: tuple[str, ...]
+    sizes: Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a kept submission holds."""
+    """What a kept submission holds; other_sizes: the images that the sample gives a size which is not theirs."""
 
     format: str
     images: int
     rows: int
     empty_images: int
+    other_sizes: tuple[str, ...]
 
 
 class LabelFiles(Mapping[str, np.ndarray]):
@@ -168,7 +176,7 @@ def read_rows(file: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 def read_sample_file(file: Path) -> Sample:
     """Read a sample submission. Raises ValueError unless it has two or four columns and rows, whose ids are not empty.
 
-    An id that repeats on neighbouring rows (a row an object) counts once; elsewhere it is refused.
+    An id that repeats on neighbouring rows, as where a row is an object, counts once; elsewhere it is refused.
     """
     header, rows = read_rows(file)
     if len(header) not in (2, 4) or not rows:
@@ -178,7 +186,8 @@ def read_sample_file(file: Path) -> Sample:
     faults = [f"{name!r} comes back after other ids" for name in _repeated(ids)] + ["an empty id"] * ("" in ids)
     if faults:
         raise ValueError(f"{file}: expected every id once, found {_listed(faults)}; download the sample file again")
-    return Sample(file, header, tuple(ids))
+    sizes = {cells[0]: (cells[1], cells[2]) for cells in rows} if header[1:3] == _SIZES else {}
+    return Sample(file, header, tuple(ids), tuple(_repeated([cells[0] for cells in rows])), sizes)
 
 
 def write_submission(
@@ -189,12 +198,17 @@ def write_submission(
     labels: {id: (height, width) integer labels, 0 background}; each is read twice, so a mapping that reads files keeps
     memory to one image. dsb2018 takes object ids, hubmap2020 and hubmap2022 anything above 0, hubmap2023 ScoredObjects,
     pcam {id: probability of class 1}. Lines end in a line feed: the same labels give the same bytes. Raises ValueError
-    naming every id that is missing or not in the sample, and for masks where the format wants probabilities, or the
-    other way round.
+    naming every id that is missing or not in the sample, or that has several rows there where the format has one an
+    image, and for masks where the format wants probabilities, or the other way round.
     """
     name = recognise_format(sample.header) if submission_format == "auto" else submission_format
     if name not in FORMATS:
         raise ValueError(f"submit.format: expected auto or one of {', '.join(FORMATS)}, found {name!r}")
+    if sample.repeated and FORMATS[name].rows != "object":
+        raise ValueError(
+            f"{sample.file}: expected a row an image, as the format {name} has, found several of "
+            f"{_listed([*sample.repeated])}; download the sample file again"
+        )
     missing, unknown = sorted(set(sample.ids) - set(labels)), sorted(set(labels) - set(sample.ids))
     faults = [f"no mask for {_listed(missing)}"] * bool(missing) + [f"not in the sample: {_listed(unknown)}"] * bool(
         unknown
@@ -205,15 +219,18 @@ def write_submission(
             "predict the images of the competition stage that this sample belongs to; of images that ingest left out "
             "(see findings.csv) mend the files"
         )
-    lines, empty = [",".join(sample.header)], 0
+    lines, empty, other_sizes = [",".join(sample.header)], 0, []
     for image in sample.ids:
         cells = _cells(labels[image], name)
+        if FORMATS[name].rows == "scored" and all(sample.sizes.get(image, ("",))):
+            given, own = " x ".join(sample.sizes[image]), " x ".join(cells[0].split(",")[:2])
+            other_sizes += [f"{image} ({own}, not {given})"] if own != given else []
         lines += [f"{image},{cell}" for cell in cells]
         empty += not cells[0].rpartition(",")[2]
     with written_aside(file) as aside:
         write_text(aside, "\n".join(lines) + "\n")
         check_submission(aside, sample, labels, name)
-    return Written(name, len(sample.ids), len(lines) - 1, empty)
+    return Written(name, len(sample.ids), len(lines) - 1, empty, tuple(other_sizes))
 
 
 def check_submission(file: Path, sample: Sample, labels: Mapping[str, Truth], submission_format: str = "auto") -> None:

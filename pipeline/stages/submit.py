@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import Config
 from pipeline.records.case import read_cases
 from pipeline.records.files import file_hash
+from pipeline.records.findings import some
 from pipeline.records.paths import Paths
 
 if TYPE_CHECKING:
@@ -54,11 +55,17 @@ def run(config: Config, paths: Paths) -> list[str]:
         labels = ScoredFiles(masks, paths.predict)
     written = write_submission(file, labels, sample, name)
     empty = "" if of_classes else f", {written.empty_images} of them empty"
-    return [
+    told = [
         f"{written.rows} rows for {written.images} images{empty}, as {written.format}; "
         f"decoded back and equal to the {'probabilities' if of_classes else 'masks'}",
         f"sha256 {file_hash(file)}",
     ]
+    if written.other_sizes:
+        told.append(
+            f"noted: the sample gives {len(written.other_sizes)} image(s) another height x width than their files, "
+            f"which were written: {some(written.other_sizes)}; see whether the images are those that it asks for"
+        )
+    return told
 
 
 def _probabilities(classes: Path, sample: Sample) -> dict[str, float]:

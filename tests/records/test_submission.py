@@ -11,6 +11,7 @@ from pipeline.records.case import IGNORED
 from pipeline.records.rasters import write_png
 from pipeline.records.submission import (
     LabelFiles,
+    ScoredObjects,
     check_submission,
     read_sample_file,
     recognise_format,
@@ -75,6 +76,26 @@ def test_sample_files_of_every_make(tmp_path: Path) -> None:
         assert (sample.header, sample.ids) == (("id", "predicted"), ("x", "y"))
     huge = read_sample_file(text_file(tmp_path / "sample.csv", f"id,predicted\nx,{'1 1 ' * 100_000}\n"))
     assert huge.ids == ("x",)
+
+
+def test_several_rows_of_an_image_are_refused_where_the_format_has_one(
+    tmp_path: Path, labels: dict[str, np.ndarray]
+) -> None:
+    sample = read_sample_file(text_file(tmp_path / "sample.csv", "id,rle\nb,\nb,\na,\nc,\nc,\n"))
+    told = r"sample\.csv: expected a row an image, as the format hubmap2022 has, found several of b, c; download"
+    with pytest.raises(ValueError, match=told):
+        write_submission(tmp_path / "submission.csv", labels, sample)
+    write_submission(tmp_path / "submission.csv", labels, sample, "dsb2018")
+
+
+def test_sizes_that_are_not_the_images_own_are_told(tmp_path: Path, labels: dict[str, np.ndarray]) -> None:
+    header = "id,height,width,prediction_string"
+    sample = read_sample_file(text_file(tmp_path / "sample.csv", f"{header}\nb,6,4,\na,3,3,\nc,,,0 1.0 x\n"))
+    objects = {name: ScoredObjects(label, {1: 0.5, 3: 0.5, 9: 0.25}) for name, label in labels.items()}
+    written = write_submission(tmp_path / "submission.csv", objects, sample)
+    assert written.other_sizes == ("b (4 x 6, not 6 x 4)",)
+    lines = (tmp_path / "submission.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [["b", "4", "6"], ["a", "3", "3"], ["c", "5", "3"]]
 
 
 @pytest.mark.parametrize(
