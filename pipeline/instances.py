@@ -146,16 +146,22 @@ def drop_objects(
     objects: (height, width) int32 ids, numbered in the order that is kept; foreground: their probability, the same
     shape. Raises TooManyObjects where more remain than a 16-bit raster holds.
     """
+    numbers = numbers_of_kept(objects, foreground, minimum_size, certainty)
+    if (kept := int(numbers.max())) > MAXIMUM_OBJECTS:
+        raise TooManyObjects(
+            f"expected at most {MAXIMUM_OBJECTS:,} objects in one image, found {kept:,}; cut it into tiles"
+        )
+    return numbers.astype(np.uint16)[objects]
+
+
+def numbers_of_kept(
+    objects: np.ndarray, foreground: np.ndarray, minimum_size: int = 0, certainty: float = 0.0
+) -> np.ndarray:
+    """Choose objects as drop_objects does, however many: (largest id + 1,) int32, each id's number, 0 if dropped."""
     sizes, means = _sizes_and_means(objects, foreground)
     keep = (sizes >= max(minimum_size, 1)) & (means >= certainty)
     keep[0] = False
-    if keep.sum() > MAXIMUM_OBJECTS:
-        raise TooManyObjects(
-            f"expected at most {MAXIMUM_OBJECTS:,} objects in one image, found {keep.sum():,}; cut it into tiles"
-        )
-    ids = np.zeros(len(sizes), np.uint16)
-    ids[keep] = np.arange(1, keep.sum() + 1)
-    return ids[objects]
+    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)
 
 
 def _sizes_and_means(objects: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.instances import INTERIOR_REACH, Thresholds, drop_objects, flood, interior_of
+from pipeline.instances import INTERIOR_REACH, Thresholds, flood, interior_of, numbers_of_kept
 
 LARGEST_PIECE = 1 << 24
 """Pixels of the rectangle around a waiting piece above which it is cut off at the edge of the blocks: a sheet of
@@ -144,7 +144,8 @@ class Stitcher:
         if np.count_nonzero(part.foreground) < self.thresholds.minimum_size:
             return
         grown = flood(part.foreground, part.interior, self.thresholds)
-        grown = drop_objects(grown, part.foreground, self.thresholds.minimum_size, self.thresholds.certainty)
+        # A slide's masks have 32 bits, and tissue of touching nuclei may be one piece of more objects than 16 count.
+        grown = numbers_of_kept(grown, part.foreground, self.thresholds.minimum_size, self.thresholds.certainty)[grown]
         for identity in range(1, int(grown.max(initial=0)) + 1):
             own = (grown == identity).astype(np.uint8)
             left, top, wide, tall = cv2.boundingRect(own)

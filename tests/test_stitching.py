@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import stitching
 from pipeline.instances import INTERIOR_REACH, Thresholds, drop_objects, grow_objects
+from pipeline.records.case import MAXIMUM_OBJECTS
 from pipeline.stitching import FoundObject, Stitcher
 from pipeline.targets import channels_of
 
@@ -90,3 +91,13 @@ def test_what_waits_is_let_go_and_a_sheet_is_cut_and_counted(monkeypatch: pytest
     found, stitcher = stitched(maps, ("foreground",), Thresholds(), range(10, 60, 10), [15])
     assert stitcher.cut_ == 2 and len(found) == 3
     assert sum(one.mask.sum() for one in found) == 60 * 30
+
+
+def test_one_piece_holds_more_objects_than_a_raster_of_16_bits() -> None:
+    side = 514
+    maps = np.full((2, side, side), 0.9, np.float32)
+    maps[1] = 1.0
+    maps[1, 1::2, 1::2] = 0.0
+    stitcher = Stitcher(side, side, ("foreground", "boundary"), Thresholds())
+    found = stitcher.add(maps, 0, 0, side, side)
+    assert sum(1 for _ in found) == (side // 2) ** 2 > MAXIMUM_OBJECTS
