@@ -140,16 +140,17 @@ class Stitcher:
 
     def _finished(self, parts: list[_Fragment]) -> Iterator[FoundObject]:
         """Grow the objects of one whole piece."""
+        from scipy.ndimage import find_objects
+
         part = parts[0] if len(parts) == 1 else _put_together(parts)
         if np.count_nonzero(part.foreground) < self.thresholds.minimum_size:
             return
         grown = flood(part.foreground, part.interior, self.thresholds)
         # A slide's masks have 32 bits, and tissue of touching nuclei may be one piece of more objects than 16 count.
         grown = numbers_of_kept(grown, part.foreground, self.thresholds.minimum_size, self.thresholds.certainty)[grown]
-        for identity in range(1, int(grown.max(initial=0)) + 1):
-            own = (grown == identity).astype(np.uint8)
-            left, top, wide, tall = cv2.boundingRect(own)
-            yield FoundObject(part.top + top, part.left + left, own[top : top + tall, left : left + wide] > 0)
+        # Compared within its own box: all of a large piece, looked at for each object, takes milliseconds an object.
+        for number, (rows, columns) in enumerate(find_objects(grown), start=1):
+            yield FoundObject(part.top + rows.start, part.left + columns.start, grown[rows, columns] == number)
 
 
 def _put_together(parts: Sequence[_Fragment]) -> _Fragment:
