@@ -8,7 +8,6 @@ pixel can go to the other one.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +17,8 @@ import numpy as np
 from pipeline.instances import INTERIOR_REACH, Thresholds, flood, interior_of, numbers_of_kept
 
 LARGEST_PIECE = 1 << 24
-"""Pixels of the rectangle around a waiting piece above which it is cut off at the edge of the blocks: a sheet of
-foreground as large as the slide would need the slide's memory. Cuts are counted."""
+"""Pixels of the rectangle around a piece that it does not grow beyond: the next block's part of it begins a new one. A
+sheet of foreground as large as the slide, or as wide, would need the slide's memory. Cuts are counted."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,10 @@ class FoundObject:
     mask: np.ndarray
 
 
+Box = tuple[int, int, int, int]
+"""Edges of a rectangle: top, left, and the first row and column beyond it."""
+
+
 @dataclass(frozen=True)
 class _Fragment:
     """What one block holds of a piece: place of its rectangle, and there foreground (0 outside the piece), interior."""
@@ -40,19 +43,50 @@ class _Fragment:
     foreground: np.ndarray
     interior: np.ndarray
 
+    @property
+    def box(self) -> Box:
+        tall, wide = self.foreground.shape
+        return self.top, self.left, self.top + tall, self.left + wide
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What has come of a piece that waits: fragments of it, and the rectangle around them."""
+
+    fragments: list[_Fragment]
+    box: Box
+
+    def box_with(self, other: _Piece) -> Box:
+        (top, left, below, right), (upper, before, lower, beyond) = self.box, other.box
+        return min(top, upper), min(left, before), max(below, lower), max(right, beyond)
+
+    def whole(self) -> _Fragment:
+        """Put the fragments together."""
+        if len(self.fragments) == 1:
+            return self.fragments[0]
+        top, left, below, right = self.box
+        foreground, interior = np.zeros((2, below - top, right - left), np.float32)
+        for part in self.fragments:
+            tall, wide = part.foreground.shape
+            window = slice(part.top - top, part.top - top + tall), slice(part.left - left, part.left - left + wide)
+            own = part.foreground > 0
+            foreground[window][own] = part.foreground[own]
+            interior[window][own] = part.interior[own]
+        return _Fragment(top, left, foreground, interior)
+
 
 class Stitcher:
     """Takes the maps of blocks, row by row from the upper left, and gives back objects as they are finished.
 
     height, width: of the image in pixels; channels: of the maps, foreground first.
-    cut_: how many pieces were larger than LARGEST_PIECE, and cut.
+    cut_: how many pieces would have grown larger than LARGEST_PIECE, and were cut at the edge of a block.
     """
 
     def __init__(self, height: int, width: int, channels: Sequence[str], thresholds: Thresholds) -> None:
         self.height, self.width, self.channels, self.thresholds = height, width, channels, thresholds
         self.cut_ = 0
         self._parent: dict[int, int] = {}
-        self._waiting: dict[int, list[_Fragment]] = defaultdict(list)
+        self._waiting: dict[int, _Piece] = {}
         self._pieces = 0
         # Which piece, 0 for none, each pixel just above the row of blocks and just left of the next block belongs to.
         self._above, self._below = np.zeros(width, np.int64), np.zeros(width, np.int64)
@@ -101,21 +135,39 @@ class Stitcher:
             part = _Fragment(top + row, left + column, np.where(own, foreground[window], 0), interior[window].copy())
             if at_edge[piece]:
                 self._parent[int(numbers[piece])] = int(numbers[piece])
-                self._waiting[int(numbers[piece])].append(part)
+                self._waiting[int(numbers[piece])] = _Piece([part], part.box)
             else:
-                yield from self._finished([part])
+                yield from self._finished(_Piece([part], part.box))
         numbers[~at_edge] = 0
-        self._join(self._above[left : left + width], numbers[pieces[0]])
-        self._join(self._left, numbers[pieces[:, 0]])
+        beside = self._left
+        # Edges first: what is cut while it is joined is taken off them.
         self._left = numbers[pieces[:, -1]]
         self._below[left : left + width] = numbers[pieces[-1]]
+        yield from self._join(self._above[left : left + width], numbers[pieces[0]])
+        yield from self._join(beside, numbers[pieces[:, 0]])
 
-    def _join(self, known: np.ndarray, new: np.ndarray) -> None:
+    def _join(self, known: np.ndarray, new: np.ndarray) -> Iterator[FoundObject]:
+        """Put a block's pieces to those that they touch, and cut off and finish what that would make too large."""
         for one, other in np.unique(np.stack([known, new], axis=1)[(known > 0) & (new > 0)], axis=0).tolist():
-            first, second = sorted((self._root(one), self._root(other)))
-            if first != second:
-                self._parent[second] = first
-                self._waiting[first] += self._waiting.pop(second)
+            before, here = self._root(one), self._root(other)
+            if before == here or before not in self._waiting or here not in self._waiting:
+                continue
+            box = self._waiting[before].box_with(self._waiting[here])
+            if _area(box) > LARGEST_PIECE:
+                yield from self._cut(before)
+                continue
+            first, second = sorted((before, here))
+            self._parent[second] = first
+            self._waiting[first].fragments.extend(self._waiting.pop(second).fragments)
+            self._waiting[first] = _Piece(self._waiting[first].fragments, box)
+
+    def _cut(self, root: int) -> Iterator[FoundObject]:
+        """Finish a piece as it is, and take it off the edges, so that nothing more is put to it."""
+        self.cut_ += 1
+        for edge in (self._above, self._below, self._left):
+            own = [piece for piece in np.unique(edge[edge > 0]).tolist() if self._root(piece) == root]
+            edge[np.isin(edge, own)] = 0
+        yield from self._finished(self._waiting.pop(root))
 
     def _root(self, piece: int) -> int:
         while self._parent[piece] != piece:
@@ -123,26 +175,19 @@ class Stitcher:
         return piece
 
     def _end_row(self, *, last: bool) -> Iterator[FoundObject]:
-        """Finish what does not reach the row's lower edge, and cut off what has grown too large."""
+        """Finish what does not reach the row's lower edge."""
         reaching = set() if last else {self._root(piece) for piece in np.unique(self._below[self._below > 0]).tolist()}
-        for root in sorted(self._waiting):
-            too_large = root in reaching and _area(self._waiting[root]) > LARGEST_PIECE
-            if root in reaching and not too_large:
-                continue
-            if too_large:
-                self.cut_ += 1
-                reached = [piece for piece in np.unique(self._below).tolist() if piece and self._root(piece) == root]
-                self._below[np.isin(self._below, reached)] = 0
-                reaching.discard(root)
+        for root in sorted(self._waiting.keys() - reaching):
             yield from self._finished(self._waiting.pop(root))
         kept = {piece: self._root(piece) for piece in np.unique(self._below[self._below > 0]).tolist()}
         self._parent = {root: root for root in kept.values()} | kept
 
-    def _finished(self, parts: list[_Fragment]) -> Iterator[FoundObject]:
+    def _finished(self, piece: _Piece) -> Iterator[FoundObject]:
         """Grow the objects of one whole piece."""
         from scipy.ndimage import find_objects
 
-        part = parts[0] if len(parts) == 1 else _put_together(parts)
+        part = piece.whole()
+        del piece  # or the fragments of a large one would be there twice while it is flooded
         if np.count_nonzero(part.foreground) < self.thresholds.minimum_size:
             return
         grown = flood(part.foreground, part.interior, self.thresholds)
@@ -153,21 +198,6 @@ class Stitcher:
             yield FoundObject(part.top + rows.start, part.left + columns.start, grown[rows, columns] == number)
 
 
-def _put_together(parts: Sequence[_Fragment]) -> _Fragment:
-    top, left = min(part.top for part in parts), min(part.left for part in parts)
-    below = max(part.top + part.foreground.shape[0] for part in parts)
-    right = max(part.left + part.foreground.shape[1] for part in parts)
-    foreground, interior = np.zeros((2, below - top, right - left), np.float32)
-    for part in parts:
-        tall, wide = part.foreground.shape
-        window = slice(part.top - top, part.top - top + tall), slice(part.left - left, part.left - left + wide)
-        own = part.foreground > 0
-        foreground[window][own] = part.foreground[own]
-        interior[window][own] = part.interior[own]
-    return _Fragment(top, left, foreground, interior)
-
-
-def _area(parts: Sequence[_Fragment]) -> int:
-    rows = [edge for part in parts for edge in (part.top, part.top + part.foreground.shape[0])]
-    columns = [edge for part in parts for edge in (part.left, part.left + part.foreground.shape[1])]
-    return (max(rows) - min(rows)) * (max(columns) - min(columns))
+def _area(box: Box) -> int:
+    top, left, below, right = box
+    return (below - top) * (right - left)

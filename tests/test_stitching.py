@@ -86,12 +86,52 @@ def test_a_snake_through_every_block_is_one_object() -> None:
     assert len(found) == 1 and found[0].mask.sum() == (maps[0] > 0.5).sum()
 
 
-def test_what_waits_is_let_go_and_a_sheet_is_cut_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sheet_is_cut_and_counted_and_what_waits_is_never_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stitching, "LARGEST_PIECE", 400)
     maps = np.ones((1, 60, 30), np.float32)
     found, stitcher = stitched(maps, ("foreground",), Thresholds(), range(10, 60, 10), [15])
-    assert stitcher.cut_ == 2 and len(found) == 3
-    assert sum(one.mask.sum() for one in found) == 60 * 30
+    assert stitcher.cut_ == 5 and [one.mask.shape for one in found] == [(10, 30)] * 6
+
+
+def test_a_sheet_as_wide_as_the_slide_does_not_wait_for_the_end_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stitching, "LARGEST_PIECE", 400)
+    stitcher = Stitcher(20, 300, ("foreground",), Thresholds())
+    seen: list[FoundObject] = []
+    for left in range(0, 300, 10):
+        seen += stitcher.add(
+            np.ones((1, 10 + INTERIOR_REACH, 14), np.float32)[:, :, max(2 - left, 0) :], 0, left, 10, 10
+        )
+        assert sum(piece.foreground.size for one in stitcher._waiting.values() for piece in one.fragments) <= 400
+    assert stitcher.cut_ == 7 and [(one.left, one.mask.shape) for one in seen] == [
+        (left, (10, 40)) for left in range(0, 280, 40)
+    ]
+
+
+def test_a_piece_is_cut_where_a_row_above_reaches_far_beyond_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comb: its back lies in the first row of blocks, and each tooth, which reaches the next one, would join it."""
+    monkeypatch.setattr(stitching, "LARGEST_PIECE", 400)
+    maps = np.zeros((1, 20, 40), np.float32)
+    maps[0, 9] = maps[0, :, ::4] = 0.9
+    found, stitcher = stitched(maps, ("foreground",), Thresholds(), [10], range(10, 40, 10))
+    assert stitcher.cut_ == 1 and sorted(one.mask.shape for one in found) == [(10, 1)] * 10 + [(10, 40)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_what_is_smaller_than_the_limit_is_as_of_the_whole_beside_what_is_cut(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(20, 70)), data.draw(st.integers(20, 70))
+    maps = blobs(data.draw(st.integers(0, 99)), height, width, 2, data.draw(st.floats(0.6, 3.0)))
+    cuts = [sorted(data.draw(st.sets(st.integers(1, side - 1), max_size=7))) for side in (height, width)]
+    thresholds, limit = Thresholds(0.5, 0.45), data.draw(st.integers(1, 900))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stitching, "LARGEST_PIECE", limit)
+        found, stitcher = stitched(maps, CHANNELS["boundary"], thresholds, *cuts)
+    raster, whole = painted(found, height, width), grow_objects(maps, CHANNELS["boundary"], thresholds)
+    assert ((raster > 0) == (whole > 0)).all() and not stitcher._waiting
+    _, pieces, boxes, _ = cv2.connectedComponentsWithStats((whole > 0).astype(np.uint8), connectivity=4)
+    small = (boxes[:, cv2.CC_STAT_WIDTH] * boxes[:, cv2.CC_STAT_HEIGHT] <= limit)[pieces] & (whole > 0)
+    assert same_objects(np.where(small, raster, 0), np.where(small, whole, 0))
+    assert stitcher.cut_ == 0 or (small | (whole == 0)).mean() < 1
 
 
 def test_one_piece_holds_more_objects_than_a_raster_of_16_bits() -> None:
