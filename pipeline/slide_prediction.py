@@ -74,12 +74,13 @@ class _Objects:
 
         # One pixel of nothing all around, which the half pixel from centres to corners takes back in part.
         padded = np.pad(self.mask(index), 1).astype(np.float32)
-        longest = max(find_contours(padded, 0.5), key=len) - 0.5
+        # By extent: a ragged hole may have more points than what is around it.
+        outer = max(find_contours(padded, 0.5), key=lambda ring: np.ptp(ring, axis=0).prod()) - 0.5
         # Steps are of halves and wholes, so that products tell exactly where a straight side goes on. scikit-image's
         # approximate_polygon gives the same outline, with some points on straight sides, in 14 times the time.
-        down, right = np.diff(longest, axis=0).T
+        down, right = np.diff(outer, axis=0).T
         turns = down[1:] * right[:-1] != down[:-1] * right[1:]
-        corners = longest[np.concatenate([[True], turns, [True]]), ::-1]
+        corners = outer[np.concatenate([[True], turns, [True]]), ::-1]
         return corners + np.array(self.boxes[index][1::-1])
 
 

@@ -25,7 +25,8 @@ from pipeline.records.blocks import blocks_of, find_tissue
 from pipeline.records.outline import Outline
 from pipeline.records.rasters import from_levels, to_levels
 from pipeline.records.slides import View, open_slide
-from pipeline.slide_prediction import _ahead, write_slide
+from pipeline.slide_prediction import _ahead, _Objects, write_slide
+from pipeline.stitching import FoundObject
 from pipeline.targets import channels_of
 
 OBJECTS = Outputs("boundary", channels_of("boundary"), "sigmoid", "instance")
@@ -123,6 +124,15 @@ def test_outlines_are_in_pixels_of_the_finest_level(slide: Path, tmp_path: Path)
         write_slide(view, maps_of, (REACH, 1), blocks_of(view), OBJECTS, THRESHOLDS, tmp_path, "made")
     last = json.loads((tmp_path / "made.geojson").read_text())["features"][-1]
     assert np.abs(np.mean(last["geometry"]["coordinates"][0], axis=0) - (3100, 2200)).max() < 2
+
+
+def test_the_outline_is_the_outer_edge_where_a_ragged_hole_has_more_points() -> None:
+    comb = np.ones((36, 36), bool)
+    comb[4:32, 4] = comb[4:32:2, 4:32] = False
+    objects = _Objects()
+    objects.add(FoundObject(10, 20, comb))
+    ring = objects.ring(0)
+    np.testing.assert_array_equal([ring.min(axis=0), ring.max(axis=0)], [[20, 10], [56, 46]])
 
 
 def test_a_dark_slide_is_all_tissue(tmp_path: Path) -> None:
