@@ -111,6 +111,13 @@ def finished(out: Path, stem: str, made_from: str) -> SlidePrediction | None:
     return SlidePrediction(**found["prediction"])
 
 
+def remove_maps(out: Path, stem: str) -> None:
+    """Remove the maps of a slide that is done, whose call may have been killed before it did so itself."""
+    parts = out / f"{stem}.parts"
+    if parts.exists():
+        shutil.rmtree(parts)
+
+
 def _done_file(out: Path, stem: str) -> Path:
     return out / f".{stem}.done.json"
 
@@ -171,7 +178,7 @@ def write_slide(
         done = SlidePrediction(None, len(tissue), blocks, 0)
     files = {name: file.stat().st_size for name in results_of(stem) if (file := out / name).is_file()}
     write_json(_done_file(out, stem), {"made_from": made_from, "files": files, "prediction": asdict(done)})
-    shutil.rmtree(parts)
+    remove_maps(out, stem)
     return done
 
 

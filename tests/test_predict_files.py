@@ -216,6 +216,23 @@ def test_a_killed_folder_carries_on_where_it_was(
     assert blocks_made(untrained_run, slides, tmp_path / "out", monkeypatch) == 2
 
 
+def test_maps_of_a_slide_whose_call_was_killed_when_it_was_done_are_removed(
+    untrained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slides, out = slide(tmp_path / "slides" / "a.tif").parent, tmp_path / "out"
+
+    def dies(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slide_prediction.shutil, "rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            predict_slides(str(untrained_run), slides, out, overrides=HERE)
+    assert (out / ".a.done.json").exists() and (out / "a.parts").exists()
+    assert blocks_made(untrained_run, slides, out, monkeypatch) == 0
+    assert not (out / "a.parts").exists()
+
+
 def test_a_blank_or_damaged_slide_stops_no_other_and_what_is_no_slide_is_told(
     untrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

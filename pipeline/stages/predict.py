@@ -364,7 +364,7 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
     from pipeline.device import give_freed_memory_back
     from pipeline.records.findings import FaultyFile
     from pipeline.records.slides import View, open_slide
-    from pipeline.slide_prediction import finished, predict_slide
+    from pipeline.slide_prediction import finished, predict_slide, remove_maps
     from pipeline.stains import load as load_normaliser
     from pipeline.trained import STAIN, open_run
 
@@ -384,6 +384,8 @@ def _predict_slide(task: tuple[str, str, str, float | None, tuple[str, ...]]) ->
                 done = predict_slide(
                     view, predict, trained.outputs, thresholds, out, file.stem, normaliser, made_from
                 )  # fmt: skip
+            else:
+                remove_maps(out, file.stem)
     except (FaultyFile, ValueError, OSError) as error:
         return "", f"{file}: {error}"
     counted = "" if done.objects is None else f", {done.objects:,} objects"
