@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from uuid import uuid4
 
 from pipeline import __version__
 from pipeline.records import manifest as manifests
-from pipeline.records.files import file_hash, write_json
+from pipeline.records.files import file_hash, write_json, written_aside
 from pipeline.stages import BY_NAME, STAGES, Stage
 from pipeline.torchrun import first_trains, processes, tell_others
 
@@ -333,24 +334,48 @@ def _aside(stage: Stage, paths: Paths, name: str) -> Path:
     return folder.with_name(f"{folder.name}~{stage.name + '-' if stage.owns else ''}{name}")
 
 
-def _move(stage: Stage, source: Path, target: Path, names: tuple[str, ...]) -> None:
-    if not stage.owns:
-        source.rename(target)
-        return
-    target.mkdir(parents=True, exist_ok=True)
+def _lend(source: Path, target: Path, names: tuple[str, ...]) -> None:
+    """Show what a stage owns of a shared folder in a second one too, in the order of names; no byte is copied."""
     for name in names:
-        if (source / name).exists():
-            (source / name).replace(target / name)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, copy_function=_link)
+        elif (source / name).exists():
+            _link(source / name, target / name)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system where a file has one name
+        with written_aside(Path(target)) as part:
+            shutil.copyfile(source, part)
 
 
 def _set_aside(stage: Stage, paths: Paths, name: str) -> Path:
-    aside = _aside(stage, paths, name)
+    aside, folder = _aside(stage, paths, name), stage.folder(paths)
+    lent = folder
+    if stage.owns:
+        # File by file, an interrupted move would leave two halves: one of both places holds all of it at any moment.
+        lent = folder.with_name(f".{folder.name}~{stage.name}.part")
+        if lent.exists():
+            shutil.rmtree(lent)
+        lent.mkdir()
+        _lend(folder, lent, (*stage.owns, stage.unfinished_file(paths).name, stage.manifest_file(paths).name))
     if aside.exists():
         shutil.rmtree(aside)
-    # The manifest leaves first, so that an interrupted move never looks like a finished stage.
-    names = stage.manifest_file(paths).name, *stage.owns, stage.unfinished_file(paths).name
-    _move(stage, stage.folder(paths), aside, names)
+    lent.rename(aside)
+    _clear(stage, paths)
     return aside
+
+
+def _bring_back(stage: Stage, paths: Paths, aside: Path, last: str) -> None:
+    """Put a result that was set aside in its place again; last: name of the file that stands for it."""
+    _clear(stage, paths)
+    if not stage.owns:
+        aside.rename(stage.folder(paths))
+        return
+    _lend(aside, stage.folder(paths), (*stage.owns, last))
+    shutil.rmtree(aside)
 
 
 def _begun_from(unfinished: Path) -> dict[str, Any] | None:
@@ -385,10 +410,7 @@ def _take_up(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:
     unfinished = stage.unfinished_file(paths)
     if _begun_from(aside / unfinished.name) != wanted:
         return False
-    _clear(stage, paths)
-    _move(stage, aside, stage.folder(paths), (*stage.owns, unfinished.name))
-    if stage.owns:
-        shutil.rmtree(aside)
+    _bring_back(stage, paths, aside, unfinished.name)
     return True
 
 
@@ -397,10 +419,7 @@ def _take_back(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:
     manifest = manifests.read_manifest(aside / stage.manifest_file(paths).name)
     if manifest is None or _with_defaults(manifest.made_from) != wanted or manifests.damaged_outputs(aside, manifest):
         return False
-    _clear(stage, paths)
-    _move(stage, aside, stage.folder(paths), (*stage.owns, stage.manifest_file(paths).name))
-    if stage.owns:
-        shutil.rmtree(aside)
+    _bring_back(stage, paths, aside, stage.manifest_file(paths).name)
     return True
 
 

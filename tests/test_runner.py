@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import threading
 import time
 import types
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -369,6 +373,75 @@ def test_what_was_begun_with_other_settings_is_kept_and_taken_up_again(recorder,
     assert "carrying on where it was interrupted" in capsys.readouterr().out
     recorder.go(tmp_path, "split", "seed=7")
     assert (tmp_path / "data/split/sample/default/b.txt").read_text() == "RAW  7"
+
+
+def killed_at(step: int, root: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[[], object]) -> bool:
+    """Kill a command at its so-many-th change to files below reports/; False where it made fewer, and ended."""
+    changes_made = 0
+
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*given: Any, **named: Any) -> Any:
+            nonlocal changes_made
+            changes_made += str(root / "reports") in str(given[0])
+            if changes_made > step:
+                raise KeyboardInterrupt
+            return change(*given, **named)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for where, name in ((os, "link"), (shutil, "rmtree"), (Path, "rename"), (Path, "replace"), (Path, "unlink")):
+            patch.setattr(where, name, counted(getattr(where, name)))
+        try:
+            command()
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_killed_at_any_step_of_setting_aside_or_taking_back_no_result_of_a_shared_folder_is_lost(
+    recorder, tmp_path, monkeypatch, links: bool
+) -> None:
+    stage, module = runner.BY_NAME["report"], sys.modules["pipeline.stages.report"]
+    stage.owns, made = ("report.html", "masks", "objects.csv"), module.run
+    shown, former, former_and_other = (tmp_path / name for name in ("reports", "former", "former and other"))
+
+    def with_more_files(config: Config, paths: Paths) -> list[str]:
+        for name in ("masks/b.png", "objects.csv"):
+            write_text(paths.reports / name, f"of {config.report.cases}")
+        done: list[str] = made(config, paths)
+        return done
+
+    def refused(*_: object) -> None:
+        raise OSError("no links here")
+
+    def killed_anywhere(begin: Path, cases: int) -> Iterator[None]:
+        for step in range(60):
+            shutil.rmtree(shown)
+            shutil.copytree(begin, shown)
+            killed = killed_at(
+                step, tmp_path, monkeypatch, lambda: recorder.go(tmp_path, "report", f"report.cases={cases}")
+            )
+            yield
+            if not killed:
+                return
+        raise AssertionError("more steps than were looked for")
+
+    module.run = with_more_files  # type: ignore[attr-defined]
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    recorder.go(tmp_path, "report", with_needs=True)
+    shutil.copytree(shown, former)
+    recorder.go(tmp_path, "report", "report.cases=2")
+    shutil.copytree(shown, former_and_other)
+    for _ in killed_anywhere(former, 2):
+        assert recorder.go(tmp_path, "report") == []
+        assert (shown / "sample" / "masks" / "b.png").read_text() == "of 4"
+    for _ in killed_anywhere(former_and_other, 4):
+        for cases in (2, 4):
+            assert recorder.go(tmp_path, "report", f"report.cases={cases}") == []
+            assert (shown / "sample" / "masks" / "b.png").read_text() == f"of {cases}"
 
 
 def test_an_interrupted_stage_with_other_settings_starts_clean(recorder, tmp_path) -> None:
