@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import json
 import subprocess
 import sys
+import types
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 from pipeline import peer_study
 from pipeline.__main__ import main
@@ -324,6 +326,34 @@ def test_images_are_reflected_up_to_a_multiple() -> None:
     assert wide.shape == (8, 8, 3)
     np.testing.assert_array_equal(wide[:5, :7], image)
     np.testing.assert_array_equal(wide[5, :7], image[3])
+
+
+def test_small_images_and_their_labels_are_reflected_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """StarDist's preparation, which its library, stood in for here, has no part in but for percentiles and holes."""
+
+    def filled(label: np.ndarray) -> np.ndarray:
+        return np.where(ndimage.binary_fill_holes(label > 0), np.maximum(label, 1), 0)
+
+    given: dict[str, dict[str, Any]] = {
+        "tensorflow": {}, "csbdeep": {}, "csbdeep.utils": {"normalize": lambda image, *_, **__: image},
+        "stardist": {"fill_label_holes": filled},
+        "stardist.models": dict.fromkeys(("Config2D", "StarDist2D", "StarDistData2D")),
+    }  # fmt: skip
+    for name, members in given.items():
+        module = types.ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    spec = importlib.util.spec_from_file_location("script", peer_study.SCRIPTS / "stardist.py")
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(script := importlib.util.module_from_spec(spec))
+    # The second is open to the right, where its mirror image closes it.
+    truth = np.zeros((300, 140), np.uint16)
+    truth[20:60, 100:130], truth[200:230, 130:], truth[205:225, 135:] = 1, 2, 0
+    write_png(tmp_path / "train" / "images" / "a.png", np.repeat(np.uint8(100 * truth)[..., None], 3, axis=2))
+    write_png(tmp_path / "train" / "labels" / "a.png", truth)
+    (image,), (label,) = script.prepared(Trial(tmp_path, tmp_path / "out", 1.0, 1, 0), "train")
+    assert image.shape == (300, 256, 3) and label[:, 140:].any()
+    np.testing.assert_array_equal(image[..., 0], 100 * label)
 
 
 def test_cores_grow_back_into_the_objects_that_they_were_made_from() -> None:

@@ -91,9 +91,10 @@ def prepared(trial: Trial, part: str) -> tuple[list[np.ndarray], list[np.ndarray
     """Return normalised images and labels without holes, of at least a patch: smaller ones are reflected."""
     images, labels = trial.pairs(part)
     missing = [tuple((0, max(0, PATCH - length)) for length in label.shape) for label in labels]
+    # Holes are filled before: an object on the edge and its mirror image may enclose what is no hole of either.
     return (
         [np.pad(as_input(image), (*more, (0, 0)), mode="reflect") for image, more in zip(images, missing, strict=True)],
-        [fill_label_holes(np.pad(label, more)) for label, more in zip(labels, missing, strict=True)],
+        [np.pad(fill_label_holes(label), more, mode="reflect") for label, more in zip(labels, missing, strict=True)],
     )
 
 
