@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.instances import INTERIOR_REACH, Thresholds, flood, interior_of, numbers_of_kept
 
-LARGEST_PIECE = 1 << 24
+LARGEST_PIECE = 1 << 23
 """Pixels of the rectangle around a piece that it does not grow beyond: the next block's part of it begins a new one. A
 sheet of foreground as large as the slide, or as wide, would need the slide's memory. Cuts are counted."""
 
