@@ -312,7 +312,7 @@ def _painted(boxes: list[_Box], shape: tuple[int, ...]) -> tuple[np.ndarray, lis
         )
     kept = np.flatnonzero(np.bincount(raster.ravel(), minlength=len(boxes) + 1)[1:])
     if kept.size < len(boxes):
-        lost = [box.name for index, box in enumerate(boxes) if index not in set(kept.tolist())]
+        lost = [boxes[index].name for index in np.setdiff1d(np.arange(len(boxes)), kept)]
         remarks.append(Remark("repaired", "covered object", f"{_some(lost)}: others hold every pixel; dropped"))
         raster = _mapped(raster, kept + 1, np.arange(1, kept.size + 1).astype(np.uint16))
     return raster, kept.tolist(), remarks
