@@ -140,6 +140,9 @@ def from_outlines(
 
     part: the image is cut from a larger one, on whose rest outlines may lie.
     """
+    # Others than outlines do not wait for the compiler.
+    from pipeline.filling import pixels_inside
+
     beyond = 0 if part else sum(_lies_beyond(outline, shape) for outline in outlines)
     if beyond > max(1, BEYOND * len(outlines)) or 0 < beyond == len(outlines):
         raise FaultyFile(
@@ -149,10 +152,12 @@ def from_outlines(
     boxes, classes, names, empty = [], [], [], []
     unknown = np.zeros(shape, bool)
     for number, outline in enumerate(outlines, start=1):
-        box = _filled(outline, shape, f"outline {number}")
-        if box is None:
+        found = pixels_inside(outline, shape)
+        if found is None:
             empty.append(f"outline {number}")
-        elif outline.ignored:
+            continue
+        box = _Box(f"outline {number}", *found)
+        if outline.ignored:
             unknown[box.window] |= box.shape
         else:
             boxes.append(box)
@@ -208,31 +213,6 @@ def _lies_beyond(outline: Outline, shape: tuple[int, int]) -> bool:
     points = np.concatenate(corners)
     least, most = points.min(axis=0), points.max(axis=0)
     return bool(((most <= 0) & (least < 0)).any() or ((least >= shape[::-1]) & (most > shape[::-1])).any())
-
-
-def _filled(outline: Outline, shape: tuple[int, int], name: str) -> _Box | None:
-    """The pixels inside an outline; None where there are none."""
-    from skimage.draw import polygon2mask
-
-    rings = [ring for ring in outline.rings if len(ring) >= 3]
-    if not rings:
-        return None
-    points = np.concatenate(rings)
-    left, top = (int(side) for side in np.maximum(np.floor(points.min(axis=0)), 0))
-    right, below = (int(side) for side in np.minimum(np.ceil(points.max(axis=0)), shape[::-1]))
-    if right <= left or below <= top:
-        return None
-    inside = np.zeros((below - top, right - left), bool)
-
-    def within(ring: np.ndarray) -> np.ndarray:
-        mask: np.ndarray = polygon2mask(inside.shape, ring[:, ::-1] - (top + 0.5, left + 0.5))
-        return mask
-
-    for ring in rings:
-        inside = inside | within(ring) if outline.joined else inside ^ within(ring)
-    for ring in outline.holes:
-        inside &= ~within(ring)
-    return _Box(name, top, left, inside) if inside.any() else None
 
 
 def difference(label: np.ndarray, other: np.ndarray) -> str | None:
