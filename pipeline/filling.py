@@ -30,13 +30,18 @@ def pixels_inside(outline: Outline, shape: tuple[int, ...]) -> tuple[int, int, n
     if right <= left or below <= top:
         return None
     inside = np.zeros((below - top, right - left), bool)
-    centred = [_centred(ring, top, left) for ring in rings]
-    for ring in centred:
-        _fill(inside, ring, np.bitwise_or if outline.joined else np.bitwise_xor)
+    for ring in rings:
+        _fill(inside, _centred(ring, top, left), np.bitwise_or if outline.joined else np.bitwise_xor)
     for hole in outline.holes:
-        ring = _centred(hole, top, left)
-        _fill(inside, ring, np.greater)
+        _take_away(inside, hole.moved(left, top))
     return (top, left, inside) if inside.any() else None
+
+
+def _take_away(inside: np.ndarray, hole: Outline) -> None:
+    """Take the pixels of a hole from those inside, in place; only the hole's own box is looked at."""
+    if (found := pixels_inside(hole, inside.shape)) is not None:
+        top, left, taken = found
+        inside[top : top + taken.shape[0], left : left + taken.shape[1]] &= ~taken
 
 
 def _centred(ring: np.ndarray, top: int, left: int) -> np.ndarray:

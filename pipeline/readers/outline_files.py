@@ -52,29 +52,29 @@ def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:
     for annotation in root.iter("Annotation"):
         name = annotation.get("Name") or None
         own: list[Outline] = []
-        holes: list[np.ndarray] = []
+        holes: list[Outline] = []
         for region in annotation.iter("Region"):
             try:
                 corners = [(float(corner.attrib["X"]), float(corner.attrib["Y"])) for corner in region.iter("Vertex")]
                 if len(corners) < 3:
                     others += 1
                 elif region.get("NegativeROA") == "1":
-                    holes += outline_of([corners], name).rings
+                    holes.append(outline_of([corners], name))
                 else:
                     own.append(outline_of([corners], name))
             except (KeyError, ValueError) as error:
                 found = f"a corner of region {region.get('Id')} without: {error}"
                 raise FaultyFile("no coordinates", "numbers X and Y at every Vertex", found) from error
         for outline in own:
-            cut = tuple(ring for ring in holes if _is_cut_by(outline, ring))
+            cut = tuple(hole for hole in holes if _is_cut_by(outline, hole))
             outlines.append(replace(outline, holes=cut))
     return outlines, others
 
 
-def _is_cut_by(outline: Outline, ring: np.ndarray) -> bool:
+def _is_cut_by(outline: Outline, hole: Outline) -> bool:
     """Whether a hole is one in an outline: their boxes meet, and what lies in a hole is no smaller than it."""
-    points = np.concatenate(outline.rings)
-    boxes = [(corners.min(axis=0), corners.max(axis=0)) for corners in (points, ring)]
+    points = (np.concatenate(one.rings) for one in (outline, hole))
+    boxes = [(corners.min(axis=0), corners.max(axis=0)) for corners in points]
     (least, most), (start, end) = boxes
     return bool((least < end).all() and (most > start).all() and np.prod(most - least) > np.prod(end - start))
 

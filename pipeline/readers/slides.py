@@ -8,8 +8,8 @@ with ingest.mpp microns a pixel (or at 1/ingest.shrink of their finest level) an
 at most; of slides and of masks in TIFF no more than a tile is decoded at a time.
 
 Outlines are in pixels of the finest level, as QuPath and ImageScope write them. Where outlines of the classes in
-REGIONS say what was looked at, tiles are taken from there alone and pixels outside are unknown, as where two such
-regions overlap; without any, all tissue counts as looked at. What is outlined as unsure or ignored is unknown.
+REGIONS say what was looked at, tiles are taken from there alone and pixels outside all of them are unknown; without
+any, all tissue counts as looked at. What is outlined as unsure or ignored is unknown.
 """
 
 from __future__ import annotations
@@ -184,8 +184,7 @@ def _outside(regions: Sequence[Outline], block: Block) -> Outline:
     """What of a block lies in none of the regions, as one outline of the unknown."""
     top, left, height, width = block
     frame = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
-    rings = (ring for region in regions for ring in region.moved(left, top).rings)
-    return Outline((frame, *rings), ignored=True)
+    return Outline((frame,), ignored=True, holes=tuple(region.moved(left, top) for region in regions))
 
 
 def _is_slide(name: str) -> bool:

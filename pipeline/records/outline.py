@@ -14,7 +14,7 @@ class Outline:
 
     rings: closed or open rings, (points, 2) float x and y in pixels, where the upper left pixel is the square from 0 to
     1; a pixel is inside where its centre is within an odd number of rings, so that inner rings are holes, or, of joined
-    ones, within any; holes: rings whose pixels are taken away after that.
+    ones, within any; holes: outlines whose pixels are taken away after that.
     class_name: None where classes are not told apart; class_id: its number from 1 on, over the whole data set; ignored:
     what lies inside is unknown, not background.
     """
@@ -24,7 +24,7 @@ class Outline:
     class_id: int = 1
     ignored: bool = False
     joined: bool = False
-    holes: tuple[np.ndarray, ...] = ()
+    holes: tuple[Outline, ...] = ()
 
     def moved(self, left: float, top: float) -> Outline:
         """The same in an image whose upper left corner lies there."""
@@ -35,5 +35,5 @@ class Outline:
         return self._with(lambda ring: ring / times)
 
     def _with(self, change: Callable[[np.ndarray], np.ndarray]) -> Outline:
-        rings, holes = (tuple(map(change, rings)) for rings in (self.rings, self.holes))
-        return replace(self, rings=rings, holes=holes)
+        holes = tuple(hole._with(change) for hole in self.holes)
+        return replace(self, rings=tuple(map(change, self.rings)), holes=holes)

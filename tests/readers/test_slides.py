@@ -121,6 +121,39 @@ def test_regions_say_what_was_looked_at(tmp_path: Path) -> None:
     assert (second[100:350, : 400 - 368] == 0).all() and (second[:, 400 - 368 :][second[:, 32:] != 1] == IGNORED).all()
 
 
+@pytest.mark.parametrize("overlap", [0, 100, 500])
+def test_what_lies_in_several_regions_was_looked_at(overlap: int, tmp_path: Path) -> None:
+    regions = [rectangle(200, 200, 700, 700), rectangle(200, 700 - overlap, 700, 1200 - overlap)]
+    drawn = [*(feature(region, "Region*") for region in regions), feature(polygon(*NUCLEI[0]), "Tumor")]
+    put(tmp_path / "data" / "raw" / "slides", drawn)
+    paths, cases = ingested(tmp_path)
+    known = np.zeros((HEIGHT // 2, WIDTH // 2), bool)
+    known[100:350, 100 : 600 - overlap // 2] = True
+    for case in cases:
+        label = read_label(paths.ingest / str(case.label))
+        np.testing.assert_array_equal(label != IGNORED, known[place(case)])
+
+
+def test_a_hole_in_a_region_was_not_looked_at(tmp_path: Path) -> None:
+    def drawn(top: int, left: int, below: int, right: int, negative: int) -> str:
+        vertices = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in rectangle(top, left, below, right))
+        return f'<Region NegativeROA="{negative}"><Vertices>{vertices}</Vertices></Region>'
+
+    raw = tmp_path / "data" / "raw" / "slides"
+    put(raw, None)
+    (raw / "annotations").mkdir()
+    regions = drawn(200, 200, 700, 700, 0) + drawn(300, 300, 400, 400, 1)
+    (raw / "annotations" / "a.xml").write_text(
+        f'<Annotations><Annotation Name="ROI"><Regions>{regions}</Regions></Annotation></Annotations>'
+    )
+    paths, cases = ingested(tmp_path, "ingest.mpp=0.5", "ingest.allow_empty=true")
+    known = np.zeros((HEIGHT // 2, WIDTH // 2), bool)
+    known[100:350, 100:350] = True
+    known[150:200, 150:200] = False
+    for case in cases:
+        np.testing.assert_array_equal(read_label(paths.ingest / str(case.label)) != IGNORED, known[place(case)])
+
+
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
 def test_masks_of_any_resolution_are_looked_up(shrink: int, tmp_path: Path) -> None:
     raw = tmp_path / "data" / "raw" / "slides"
