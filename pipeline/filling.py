@@ -30,18 +30,26 @@ def pixels_inside(outline: Outline, shape: tuple[int, ...]) -> tuple[int, int, n
     if right <= left or below <= top:
         return None
     inside = np.zeros((below - top, right - left), bool)
-    for ring in rings:
-        _fill(inside, _centred(ring, top, left), np.bitwise_or if outline.joined else np.bitwise_xor)
+    if len(outline.parts) > 1:
+        for part in outline.by_part():
+            _change(inside, part.moved(left, top), np.bitwise_or)
+    else:
+        for ring in rings:
+            _turn(inside, _centred(ring, top, left))
     for hole in outline.holes:
-        _take_away(inside, hole.moved(left, top))
+        _change(inside, hole.moved(left, top), np.greater)
     return (top, left, inside) if inside.any() else None
 
 
-def _take_away(inside: np.ndarray, hole: Outline) -> None:
-    """Take the pixels of a hole from those inside, in place; only the hole's own box is looked at."""
-    if (found := pixels_inside(hole, inside.shape)) is not None:
-        top, left, taken = found
-        inside[top : top + taken.shape[0], left : left + taken.shape[1]] &= ~taken
+def _change(inside: np.ndarray, other: Outline, how: np.ufunc) -> None:
+    """Join the pixels of another outline to those inside, or take them away, in place; only its own box is looked at.
+
+    how: of what is inside and what the other holds, both bool: np.bitwise_or joins, np.greater takes away.
+    """
+    if (found := pixels_inside(other, inside.shape)) is not None:
+        top, left, held = found
+        box = inside[top : top + held.shape[0], left : left + held.shape[1]]
+        how(box, held, out=box)
 
 
 def _centred(ring: np.ndarray, top: int, left: int) -> np.ndarray:
@@ -49,20 +57,16 @@ def _centred(ring: np.ndarray, top: int, left: int) -> np.ndarray:
     return np.ascontiguousarray(ring - (left + 0.5, top + 0.5), np.float64)
 
 
-def _fill(inside: np.ndarray, ring: np.ndarray, change: np.ufunc) -> None:
-    """Change what is inside, in place, by what lies within a ring; only the ring's own box is looked at.
-
-    change: of what was inside and what lies within, both bool.
-    """
+def _turn(inside: np.ndarray, ring: np.ndarray) -> None:
+    """Turn what lies within a ring from outside to inside or back, in place; only the ring's own box is looked at."""
     sides = inside.shape[::-1]
     left, top = (int(side) for side in np.clip(np.floor(ring.min(axis=0)), 0, sides))
     right, below = (int(side) for side in np.clip(np.ceil(ring.max(axis=0)) + 1, 0, sides))
     if right <= left or below <= top:
         return
-    box = inside[top:below, left:right]
-    within = np.zeros(box.shape, np.uint8)
+    within = np.zeros((below - top, right - left), np.uint8)
     _scan(ring, top, left, within)
-    change(box, within > 0, out=box)
+    inside[top:below, left:right] ^= within > 0
 
 
 @compiled

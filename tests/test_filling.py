@@ -31,10 +31,14 @@ ANY_RING = st.one_of(rings(HALVES), rings(QUARTERS), rings(ANYWHERE), rings(HALV
 def plainly(outline: Outline, shape: tuple[int, int]) -> np.ndarray:
     """Every pixel of the image asked about every ring."""
     inside = np.zeros(shape, bool)
-    kept = [ring for ring in outline.rings if len(ring) >= 3]
-    for ring in kept:
-        within = polygon2mask(shape, ring[:, ::-1] - 0.5)
-        inside = inside | within if outline.joined else inside ^ within
+    start = 0
+    for count in outline.parts or (len(outline.rings),):
+        part = np.zeros(shape, bool)
+        for ring in outline.rings[start : start + count]:
+            if len(ring) >= 3:
+                part ^= polygon2mask(shape, ring[:, ::-1] - 0.5)
+        inside |= part
+        start += count
     for hole in outline.holes:
         inside &= ~plainly(hole, shape)
     return inside
@@ -48,13 +52,19 @@ def filled(outline: Outline, shape: tuple[int, int]) -> np.ndarray:
     return whole
 
 
+PARTS = st.lists(st.lists(ANY_RING, max_size=3), min_size=1, max_size=3)
+
+
 @settings(deadline=None, max_examples=300)
-@given(st.lists(ANY_RING, min_size=1, max_size=3), st.lists(st.tuples(ANY_RING, ANY_RING), max_size=2), st.booleans())
+@given(PARTS, st.lists(PARTS, max_size=2))
 def test_parity_with_every_pixel_asked_about_every_edge(
-    rings: list[np.ndarray], holes: list[tuple[np.ndarray, ...]], joined: bool
+    parts: list[list[np.ndarray]], holes: list[list[list[np.ndarray]]]
 ) -> None:
-    outline = Outline(tuple(rings), joined=joined, holes=tuple(map(Outline, holes)))
-    np.testing.assert_array_equal(filled(outline, SHAPE), plainly(outline, SHAPE))
+    def outline(parts: list[list[np.ndarray]], **more: tuple[Outline, ...]) -> Outline:
+        return Outline(tuple(ring for part in parts for ring in part), parts=tuple(map(len, parts)), **more)
+
+    made = outline(parts, holes=tuple(map(outline, holes)))
+    np.testing.assert_array_equal(filled(made, SHAPE), plainly(made, SHAPE))
 
 
 @pytest.mark.parametrize("side", [1, 7, 300])

@@ -150,7 +150,7 @@ def _of_annotation(entry: dict[str, Any], categories: dict[Any, str], size: tupl
         else:
             rings = [np.asarray(ring, float).reshape(-1, 2) for ring in shape if len(ring) >= 6]
             # Parts of one object, of which some may overlap.
-            outline = replace(outline_of(rings, categories.get(entry.get("category_id"))), joined=True)
+            outline = outline_of(rings, categories.get(entry.get("category_id")), parts=(1,) * len(rings))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise FaultyFile("no outline", "lists of x and y, or run lengths", f"{told}: {error}", "mend it") from error
     return replace(outline, ignored=outline.ignored or bool(entry.get("iscrowd")))

@@ -82,8 +82,8 @@ def _is_cut_by(outline: Outline, hole: Outline) -> bool:
 def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:
     """Read GeoJSON, a FeatureCollection, a list of Features or one: outlines, and how many were no polygons.
 
-    The class is properties.classification.name, as QuPath writes, or properties.class or name. Raises FaultyFile for
-    other content.
+    Parts of a MultiPolygon are joined; inner rings are holes of their own part alone. The class is
+    properties.classification.name, as QuPath writes, or properties.class or name. Raises FaultyFile for other content.
     """
     document = json_of(content)
     features = document.get("features", [document]) if isinstance(document, dict) else document
@@ -94,22 +94,24 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:
         try:
             geometry, properties = feature["geometry"], feature.get("properties") or {}
             if geometry["type"] == "Polygon":
-                rings = geometry["coordinates"]
+                polygons = [geometry["coordinates"]]
             elif geometry["type"] == "MultiPolygon":
-                rings = [ring for polygon in geometry["coordinates"] for ring in polygon]
+                polygons = geometry["coordinates"]
             else:
                 others += 1
                 continue
             named = properties.get("classification") or {}
             name = named.get("name") if isinstance(named, dict) else named
-            outlines.append(outline_of(rings, name or properties.get("class") or properties.get("name")))
+            name = name or properties.get("class") or properties.get("name")
+            rings = [ring for polygon in polygons for ring in polygon]
+            outlines.append(outline_of(rings, name, parts=tuple(map(len, polygons))))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             expected = "a Feature with geometry and coordinates"
             raise FaultyFile("no GeoJSON", expected, f"feature {number}: {type(error).__name__} {error}") from error
     return outlines, others
 
 
-def outline_of(rings: Iterable[Any], name: object) -> Outline:
+def outline_of(rings: Iterable[Any], name: object, parts: tuple[int, ...] = ()) -> Outline:
     """Make an outline of rings of points and the name of its class. Raises ValueError for what is no list of points."""
     points = [np.asarray(ring, float) for ring in rings]
     if any(ring.ndim != 2 or ring.shape[1] < 2 for ring in points):
@@ -118,7 +120,7 @@ def outline_of(rings: Iterable[Any], name: object) -> Outline:
     if not all(np.isfinite(ring).all() for ring in arrays):
         raise ValueError("a coordinate that is no number")
     class_name = str(name) if name else None
-    return Outline(arrays, class_name, ignored=(class_name or "").lower() in UNKNOWN)
+    return Outline(arrays, class_name, ignored=(class_name or "").lower() in UNKNOWN, parts=parts)
 
 
 def json_of(content: bytes) -> Any:

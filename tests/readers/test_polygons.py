@@ -137,6 +137,22 @@ def test_the_same_objects_from_every_kind_of_file(tmp_path: Path) -> None:
     assert 45 <= np.bincount(rasters["coco"].ravel()).tolist()[2] <= 55
 
 
+def test_parts_of_a_multipolygon_are_joined_and_holes_are_of_their_own_part(tmp_path: Path) -> None:
+    def square(left: int, top: int, size: int) -> list[tuple[float, float]]:
+        return [(left, top), (left + size, top), (left + size, top + size), (left, top + size), (left, top)]
+
+    parts = [[square(1, 1, 10), square(3, 3, 4)], [square(6, 6, 10)], [square(4, 4, 2)], [square(22, 1, 4)]]
+    put(tmp_path, a_DOT_png=None, a_DOT_geojson=geojson(feature(parts, kind="MultiPolygon")))  # type: ignore[arg-type]
+    expected = np.zeros(SHAPE, np.uint16)
+    expected[1:11, 1:11] = 1
+    expected[3:7, 3:7] = 0
+    expected[6:16, 6:16] = expected[4:6, 4:6] = expected[1:5, 22:26] = 1
+    ((outline,),) = (case.outlines for case in read(tmp_path).cases)
+    np.testing.assert_array_equal(from_outlines([outline], SHAPE).raster, expected)
+    halved = from_outlines([outline.smaller(0.5).moved(4, 2)], (38, 56)).raster
+    np.testing.assert_array_equal(halved, expected.repeat(2, 0).repeat(2, 1)[2:, 4:])
+
+
 def test_monuseg_gets_its_patients_and_its_objects(tmp_path: Path) -> None:
     config = load_config(None, ["dataset=made"])
     paths = Paths.of(config, tmp_path)
