@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from pipeline.records.findings import FaultyFile
+from pipeline.records.findings import FaultyFile, Remark
 from pipeline.records.outline import Outline
 
 SUFFIXES = (".xml", ".geojson")
@@ -29,13 +29,13 @@ REGIONS = {"region*", "region", "roi"}
 """Names of classes, in small letters, whose outlines say what was looked at; QuPath's is Region*."""
 
 
-def parse_outlines(name: str, content: bytes) -> tuple[list[Outline], int]:
-    """Read outlines as the file's suffix says, Aperio's XML or GeoJSON; and how many shapes were left out."""
+def parse_outlines(name: str, content: bytes) -> tuple[list[Outline], list[Remark]]:
+    """Read outlines as the file's suffix says, Aperio's XML or GeoJSON; and what of it was left out."""
     return (aperio_outlines if name.lower().endswith(".xml") else geojson_outlines)(content)
 
 
-def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:
-    """Read Aperio's XML: outlines, and how many regions were left out for having fewer than three corners.
+def aperio_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
+    """Read Aperio's XML: outlines, and whether regions were left out for having fewer than three corners.
 
     The Name of an Annotation, where it has one, is the class. Regions with NegativeROA="1" are holes in the larger ones
     of their Annotation. Raises FaultyFile for other content.
@@ -68,7 +68,12 @@ def aperio_outlines(content: bytes) -> tuple[list[Outline], int]:
         for outline in own:
             cut = tuple(hole for hole in holes if _is_cut_by(outline, hole))
             outlines.append(replace(outline, holes=cut))
-    return outlines, others
+    return outlines, _no_polygons(others)
+
+
+def _no_polygons(count: int) -> list[Remark]:
+    detail = f"{count} shape(s) that are no polygons were left out"
+    return [Remark("repaired", "no polygon", detail)] if count else []
 
 
 def _is_cut_by(outline: Outline, hole: Outline) -> bool:
@@ -79,8 +84,8 @@ def _is_cut_by(outline: Outline, hole: Outline) -> bool:
     return bool((least < end).all() and (most > start).all() and np.prod(most - least) > np.prod(end - start))
 
 
-def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:
-    """Read GeoJSON, a FeatureCollection, a list of Features or one: outlines, and how many were no polygons.
+def geojson_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
+    """Read GeoJSON, a FeatureCollection, a list of Features or one: outlines, and what was left out.
 
     Parts of a MultiPolygon are joined; inner rings are holes of their own part alone. The class is
     properties.classification.name, as QuPath writes, or properties.class or name. Raises FaultyFile for other content.
@@ -89,10 +94,13 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:
     features = document.get("features", [document]) if isinstance(document, dict) else document
     if not isinstance(features, list):
         raise FaultyFile("no GeoJSON", "a Feature, or a list of them", type(features).__name__, "export it as GeoJSON")
-    outlines, others = [], 0
+    outlines, others, unlocated = [], 0, 0
     for number, feature in enumerate(features):
         try:
             geometry, properties = feature["geometry"], feature.get("properties") or {}
+            if geometry is None:
+                unlocated += 1
+                continue
             if geometry["type"] == "Polygon":
                 polygons = [geometry["coordinates"]]
             elif geometry["type"] == "MultiPolygon":
@@ -108,7 +116,11 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], int]:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             expected = "a Feature with geometry and coordinates"
             raise FaultyFile("no GeoJSON", expected, f"feature {number}: {type(error).__name__} {error}") from error
-    return outlines, others
+    remarks = _no_polygons(others)
+    if unlocated:
+        # RFC 7946, section 3.2: null where a feature is located nowhere.
+        remarks.append(Remark("noted", "no geometry", f"{unlocated} feature(s) without geometry were left out"))
+    return outlines, remarks
 
 
 def outline_of(rings: Iterable[Any], name: object, parts: tuple[int, ...] = ()) -> Outline:

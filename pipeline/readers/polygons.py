@@ -106,13 +106,11 @@ def _one_file_an_image(raw: RawFolder, images: Sequence[str]) -> tuple[list[RawC
             faults.append(Fault(case_id, fault, name, "one .xml or .geojson of the stem", found))
             continue
         try:
-            outlines, others = parse_outlines(files[0], raw.read(files[0]))
+            outlines, remarks = parse_outlines(files[0], raw.read(files[0]))
         except FaultyFile as fault:
             faults.append(fault.at(case_id, files[0]))
             continue
-        if others:
-            detail = f"{files[0]}: {others} shape(s) that are no polygons were left out"
-            findings.append(Finding(case_id, "repaired", "no polygon", detail))
+        findings += [replace(remark, detail=f"{files[0]}: {remark.detail}").on(case_id) for remark in remarks]
         kept = [outline for outline in outlines if (outline.class_name or "").lower() not in REGIONS]
         if len(kept) < len(outlines):
             detail = f"{files[0]}: {len(outlines) - len(kept)} outline(s) of what was looked at are no objects"

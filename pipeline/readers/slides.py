@@ -128,10 +128,8 @@ def _tiles(
                 findings.append(Finding(slide_id, "noted", "enlarged slide", detail))
         at_fault = label
         if _is_outline(label):
-            outlines, others = parse_outlines(label, raw.read(label))
-            if others:
-                detail = f"{label}: {others} shape(s) that are no polygons were left out"
-                findings.append(Finding(slide_id, "repaired", "no polygon", detail))
+            outlines, remarks = parse_outlines(label, raw.read(label))
+            findings += [replace(remark, detail=f"{label}: {remark.detail}").on(slide_id) for remark in remarks]
             scaled = [outline.smaller(view.scale) for outline in outlines if any(map(len, outline.rings))]
             regions = [outline for outline in scaled if (outline.class_name or "").lower() in REGIONS]
             drawn = [outline for outline in scaled if (outline.class_name or "").lower() not in REGIONS]

@@ -242,12 +242,12 @@ def test_negative_regions_of_aperio_are_holes() -> None:
 
     drawn = region(1, 1, 11, 11, 0) + region(4, 4, 14, 8, 1) + region(16, 1, 20, 5, 0)
     content = f'<Annotations><Annotation Name="Tumour"><Regions>{drawn}</Regions></Annotation></Annotations>'
-    outlines, others = aperio_outlines(content.encode())
+    outlines, remarks = aperio_outlines(content.encode())
     expected = np.zeros(SHAPE, np.uint16)
     expected[1:11, 1:11] = 1
     expected[4:8, 4:14] = 0
     expected[1:5, 16:20] = 2
-    assert others == 0
+    assert not remarks
     np.testing.assert_array_equal(from_outlines(outlines, SHAPE).raster, expected)
     # What lies in a hole is an object still.
     inner = aperio_outlines(content.replace("</Regions>", region(5, 5, 7, 7, 0) + "</Regions>").encode())[0]
@@ -364,13 +364,22 @@ def test_coco_names_images_that_are_absent_and_strangers(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["5", '{"features": null}', '[{"geometry": null}]', '[{"geometry": {"type": "Polygon", "coordinates": [[]]}}]',
+    ["5", '{"features": null}', '[{"geometry": 5}]', '[{"geometry": {"type": "Polygon", "coordinates": [[]]}}]',
      '[{"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [NaN, 1], [2, 2]]]}}]'],
 )  # fmt: skip
 def test_what_is_no_geojson_is_a_fault_of_its_file(text: str, tmp_path: Path) -> None:
     put(tmp_path, a_DOT_png=None, a_DOT_geojson=text)
     (fault,) = read(tmp_path).faults
     assert (fault.case_id, fault.fault, fault.file) == ("a", "no GeoJSON", "a.geojson")
+
+
+def test_features_without_geometry_are_left_out_and_noted(tmp_path: Path) -> None:
+    put(tmp_path, a_DOT_png=None, a_DOT_geojson=geojson({"type": "Feature", "geometry": None}, feature([SQUARE])))
+    dataset = read(tmp_path)
+    assert not dataset.faults and [len(case.outlines or ()) for case in dataset.cases] == [1]
+    assert [(found.action, found.detail) for found in dataset.findings] == [
+        ("noted", "a.geojson: 1 feature(s) without geometry were left out"),
+    ]  # fmt: skip
 
 
 def test_images_of_one_name_in_two_folders_are_told_apart_or_refused(tmp_path: Path) -> None:
