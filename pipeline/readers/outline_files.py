@@ -88,7 +88,7 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
     """Read GeoJSON, a FeatureCollection, a list of Features or one: outlines, and what was left out.
 
     Parts of a MultiPolygon are joined; inner rings are holes of their own part alone. The class is
-    properties.classification.name, as QuPath writes, or properties.class or name. Raises FaultyFile for other content.
+    properties.classification, as QuPath writes it, or properties.class or name. Raises FaultyFile for other content.
     """
     document = json_of(content)
     features = document.get("features", [document]) if isinstance(document, dict) else document
@@ -108,11 +108,8 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
             else:
                 others += 1
                 continue
-            named = properties.get("classification") or {}
-            name = named.get("name") if isinstance(named, dict) else named
-            name = name or properties.get("class") or properties.get("name")
             rings = [ring for polygon in polygons for ring in polygon]
-            outlines.append(outline_of(rings, name, parts=tuple(map(len, polygons))))
+            outlines.append(outline_of(rings, _class_of(properties), parts=tuple(map(len, polygons))))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             expected = "a Feature with geometry and coordinates"
             raise FaultyFile("no GeoJSON", expected, f"feature {number}: {type(error).__name__} {error}") from error
@@ -121,6 +118,15 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
         # RFC 7946, section 3.2: null where a feature is located nowhere.
         remarks.append(Remark("noted", "no geometry", f"{unlocated} feature(s) without geometry were left out"))
     return outlines, remarks
+
+
+def _class_of(properties: dict[str, Any]) -> object:
+    """What the properties of a feature tell of its class; a derived one as QuPath shows it, Tumor: Positive."""
+    told = properties.get("classification")
+    if isinstance(told, dict):
+        names = told.get("names") or []
+        told = told.get("name") or ": ".join(map(str, names if isinstance(names, list) else [names]))
+    return told or properties.get("class") or properties.get("name")
 
 
 def outline_of(rings: Iterable[Any], name: object, parts: tuple[int, ...] = ()) -> Outline:

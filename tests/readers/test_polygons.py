@@ -19,7 +19,7 @@ from pipeline.config import IngestSettings, load_config
 from pipeline.labels import from_outlines
 from pipeline.readers import READERS, RawDataset, layout_of
 from pipeline.readers.coco import _rings_of_runs
-from pipeline.readers.outline_files import aperio_outlines
+from pipeline.readers.outline_files import aperio_outlines, geojson_outlines
 from pipeline.records.case import IGNORED, read_cases
 from pipeline.records.findings import FaultyFile, read_findings
 from pipeline.records.outline import Outline
@@ -190,6 +190,25 @@ def test_classes_are_numbered_over_the_data_set_and_unsure_ones_are_unknown(tmp_
     assert dataset.findings[-1].detail == "1 Stroma, 2 Tumor: objects keep them"
     labels = [from_outlines(case.outlines or (), (20, 20)) for case in dataset.cases]
     assert [label.classes for label in labels] == [("Tumor",), ("Stroma",)]
+
+
+@pytest.mark.parametrize(
+    ("properties", "name"),
+    [
+        ({"classification": {"name": "Tumor"}}, "Tumor"),
+        ({"classification": {"names": ["Tumor", "Positive"], "color": [200, 0, 0]}}, "Tumor: Positive"),
+        ({"classification": {"names": ["Tumor"]}}, "Tumor"),
+        ({"classification": {}, "class": "Stroma"}, "Stroma"),
+        ({"classification": {"names": []}}, None),
+        ({"classification": "Tumor"}, "Tumor"),
+        ({"class": "Tumor", "name": "the third"}, "Tumor"),
+        ({"name": "Tumor"}, "Tumor"),
+        (None, None),
+    ],
+)
+def test_classes_are_told_in_several_ways(properties: dict[str, Any] | None, name: str | None) -> None:
+    (outline,), remarks = geojson_outlines(geojson(feature([SQUARE]) | {"properties": properties}).encode())
+    assert outline.class_name == name and not remarks
 
 
 def test_what_is_missing_or_broken_is_told_all_at_once(tmp_path: Path) -> None:
