@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from pipeline.records.findings import FaultyFile, Remark
+from pipeline.records.findings import FaultyFile, Remark, some
 from pipeline.records.outline import Outline
 
 SUFFIXES = (".xml", ".geojson")
@@ -23,6 +23,8 @@ FOLDERS = {"annotations", "annotation", "labels", "geojson", "xml"}
 IMAGE_FOLDERS = {"images", "image", "tissue images", "tissue_images", "imgs"}
 """Names of folders that hold the images beside them; and of those that hold parts of a data set:"""
 PARTS = {"train", "training", "test", "testing"}
+_OF_QUPATH = {"objectType", "object_type", "isLocked", "classification"}
+"""Properties that QuPath gives to features, of which one in a file tells that it is QuPath's."""
 UNKNOWN = {"unsure", "ignore", "ignore*"}
 """Names of classes, in small letters, whose outlines hold unknown pixels; QuPath's is Ignore*."""
 REGIONS = {"region*", "region", "roi"}
@@ -88,13 +90,17 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
     """Read GeoJSON, a FeatureCollection, a list of Features or one: outlines, and what was left out.
 
     Parts of a MultiPolygon are joined; inner rings are holes of their own part alone. The class is
-    properties.classification, as QuPath writes it, or properties.class or name. Raises FaultyFile for other content.
+    properties.classification, as QuPath writes it, or properties.class. QuPath's properties.name is an object's own, of
+    which there are as many as objects: it, and properties.label where it is no number, are read as classes only in
+    files that have none of QuPath's properties, where they are what is told. Raises FaultyFile for other content.
     """
     document = json_of(content)
     features = document.get("features", [document]) if isinstance(document, dict) else document
     if not isinstance(features, list):
         raise FaultyFile("no GeoJSON", "a Feature, or a list of them", type(features).__name__, "export it as GeoJSON")
     outlines, others, unlocated = [], 0, 0
+    of_qupath = any(_OF_QUPATH & _properties(feature).keys() for feature in features)
+    own_names: list[str] = []
     for number, feature in enumerate(features):
         try:
             geometry, properties = feature["geometry"], feature.get("properties") or {}
@@ -109,7 +115,10 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
                 others += 1
                 continue
             rings = [ring for polygon in polygons for ring in polygon]
-            outlines.append(outline_of(rings, _class_of(properties), parts=tuple(map(len, polygons))))
+            named = _class_of(properties, of_qupath=of_qupath)
+            outlines.append(outline_of(rings, named, parts=tuple(map(len, polygons))))
+            if properties.get("name") and not named:
+                own_names.append(str(properties["name"]))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             expected = "a Feature with geometry and coordinates"
             raise FaultyFile("no GeoJSON", expected, f"feature {number}: {type(error).__name__} {error}") from error
@@ -117,16 +126,28 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
     if unlocated:
         # RFC 7946, section 3.2: null where a feature is located nowhere.
         remarks.append(Remark("noted", "no geometry", f"{unlocated} feature(s) without geometry were left out"))
+    if own_names:
+        detail = f"{len(own_names)} without a class have a name of their own, which is none: {some(own_names)}"
+        remarks.append(Remark("noted", "names of objects", detail))
     return outlines, remarks
 
 
-def _class_of(properties: dict[str, Any]) -> object:
+def _properties(feature: Any) -> dict[str, Any]:
+    told = feature.get("properties") if isinstance(feature, dict) else None
+    return told if isinstance(told, dict) else {}
+
+
+def _class_of(properties: dict[str, Any], *, of_qupath: bool) -> object:
     """What the properties of a feature tell of its class; a derived one as QuPath shows it, Tumor: Positive."""
     told = properties.get("classification")
     if isinstance(told, dict):
         names = told.get("names") or []
         told = told.get("name") or ": ".join(map(str, names if isinstance(names, list) else [names]))
-    return told or properties.get("class") or properties.get("name")
+    told = told or properties.get("class")
+    if told or of_qupath:
+        return told
+    label = properties.get("label")
+    return label if isinstance(label, str) and label and not label.isdigit() else properties.get("name")
 
 
 def outline_of(rings: Iterable[Any], name: object, parts: tuple[int, ...] = ()) -> Outline:

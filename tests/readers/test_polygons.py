@@ -203,12 +203,32 @@ def test_classes_are_numbered_over_the_data_set_and_unsure_ones_are_unknown(tmp_
         ({"classification": "Tumor"}, "Tumor"),
         ({"class": "Tumor", "name": "the third"}, "Tumor"),
         ({"name": "Tumor"}, "Tumor"),
+        ({"label": "Tumor", "name": "the third"}, "Tumor"),
+        ({"label": 17}, None),
+        ({"label": "17", "name": "Tumor"}, "Tumor"),
+        ({"class": "Tumor", "isLocked": True, "name": "the third"}, "Tumor"),
         (None, None),
     ],
 )
 def test_classes_are_told_in_several_ways(properties: dict[str, Any] | None, name: str | None) -> None:
     (outline,), remarks = geojson_outlines(geojson(feature([SQUARE]) | {"properties": properties}).encode())
     assert outline.class_name == name and not remarks
+
+
+@pytest.mark.parametrize("sign", [{"objectType": "annotation"}, {"object_type": "annotation"}, {"isLocked": False}])
+def test_the_name_of_an_object_of_qupath_is_no_class(sign: dict[str, Any], tmp_path: Path) -> None:
+    named = [feature([SQUARE]) | {"properties": {"name": f"cell {number}"}} for number in range(2)]
+    told = feature([TRIANGLE], "Tumor")
+    put(tmp_path, a_DOT_png=None, b_DOT_png=None, a_DOT_geojson=geojson(*named, told))
+    put(tmp_path, b_DOT_geojson=geojson(feature([SQUARE]) | {"properties": {"name": "cell 2", **sign}}))
+    dataset = read(tmp_path)
+    assert [[outline.class_name for outline in case.outlines or ()] for case in dataset.cases] == [
+        ["unnamed", "unnamed", "Tumor"], ["unnamed"],
+    ]  # fmt: skip
+    assert [found.detail for found in dataset.findings if found.fault == "names of objects"] == [
+        "a.geojson: 2 without a class have a name of their own, which is none: cell 0, cell 1",
+        "b.geojson: 1 without a class have a name of their own, which is none: cell 2",
+    ]
 
 
 def test_what_is_missing_or_broken_is_told_all_at_once(tmp_path: Path) -> None:
