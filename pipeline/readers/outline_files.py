@@ -7,7 +7,7 @@ unknown, not background. Sources: MoNuSeg (Kumar et al. 2017, doi:10.1109/TMI.20
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
@@ -89,21 +89,29 @@ def _is_cut_by(outline: Outline, hole: Outline) -> bool:
 def geojson_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
     """Read GeoJSON, a FeatureCollection, a list of Features or one: outlines, and what was left out.
 
-    Parts of a MultiPolygon are joined; inner rings are holes of their own part alone. The class is
-    properties.classification, as QuPath writes it, or properties.class. QuPath's properties.name is an object's own, of
-    which there are as many as objects: it, and properties.label where it is no number, are read as classes only in
-    files that have none of QuPath's properties, where they are what is told. Raises FaultyFile for other content.
+    Parts of a MultiPolygon are joined; inner rings are holes of their own part alone. QuPath's hierarchies are read
+    whole: properties.childObjects are features as those beside them; of cells the cell, not its nucleusGeometry.
+
+    The class is properties.classification, as QuPath writes it, or properties.class. QuPath's properties.name is an
+    object's own, so that there may be as many as objects: it, and properties.label where it is no number, are classes
+    only in files without any of QuPath's properties, where nothing else tells them. Raises FaultyFile for other
+    content.
     """
     document = json_of(content)
     features = document.get("features", [document]) if isinstance(document, dict) else document
     if not isinstance(features, list):
         raise FaultyFile("no GeoJSON", "a Feature, or a list of them", type(features).__name__, "export it as GeoJSON")
-    outlines, others, unlocated = [], 0, 0
-    of_qupath = any(_OF_QUPATH & _properties(feature).keys() for feature in features)
+    outlines, others, unlocated, nuclei = [], 0, 0, 0
+    every = list(_with_children(features))
+    of_qupath = any(_OF_QUPATH & _properties(feature).keys() for _, feature in every)
     own_names: list[str] = []
-    for number, feature in enumerate(features):
+    for place, feature in every:
+        if _properties(feature).get("objectType") == "root":
+            # What a hierarchy hangs from is no object, and has no geometry.
+            continue
         try:
             geometry, properties = feature["geometry"], feature.get("properties") or {}
+            nuclei += bool(feature.get("nucleusGeometry"))
             if geometry is None:
                 unlocated += 1
                 continue
@@ -121,15 +129,27 @@ def geojson_outlines(content: bytes) -> tuple[list[Outline], list[Remark]]:
                 own_names.append(str(properties["name"]))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             expected = "a Feature with geometry and coordinates"
-            raise FaultyFile("no GeoJSON", expected, f"feature {number}: {type(error).__name__} {error}") from error
+            raise FaultyFile("no GeoJSON", expected, f"feature {place}: {type(error).__name__} {error}") from error
     remarks = _no_polygons(others)
     if unlocated:
         # RFC 7946, section 3.2: null where a feature is located nowhere.
         remarks.append(Remark("noted", "no geometry", f"{unlocated} feature(s) without geometry were left out"))
+    if nuclei:
+        detail = f"{nuclei} cell(s) tell the outline of their nucleus too, which is not read: the cell is the object"
+        remarks.append(Remark("noted", "nuclei of cells", detail))
     if own_names:
         detail = f"{len(own_names)} without a class have a name of their own, which is none: {some(own_names)}"
         remarks.append(Remark("noted", "names of objects", detail))
     return outlines, remarks
+
+
+def _with_children(features: list[Any], of: str = "") -> Iterator[tuple[str, Any]]:
+    """Features, each before those below it, with their place: 3.0 is the first child of feature 3."""
+    for number, feature in enumerate(features):
+        place = f"{of}{number}"
+        yield place, feature
+        if children := _properties(feature).get("childObjects"):
+            yield from _with_children(children if isinstance(children, list) else [children], f"{place}.")
 
 
 def _properties(feature: Any) -> dict[str, Any]:

@@ -231,6 +231,27 @@ def test_the_name_of_an_object_of_qupath_is_no_class(sign: dict[str, Any], tmp_p
     ]
 
 
+def test_hierarchies_of_qupath_are_read_whole(tmp_path: Path) -> None:
+    def below(parent: dict[str, Any], *children: dict[str, Any]) -> dict[str, Any]:
+        return parent | {"properties": parent["properties"] | {"objectType": "annotation", "childObjects": children}}
+
+    cell = feature([TRIANGLE], "Cell") | {"nucleusGeometry": {"type": "Polygon", "coordinates": [SQUARE]}}
+    region = below(feature([[(0, 0), (25, 0), (25, 18), (0, 18)]], "Region*"), feature([SQUARE], "Nucleus"), cell)
+    root = {"type": "Feature", "properties": {"objectType": "root", "childObjects": [region]}}
+    put(tmp_path, a_DOT_png=None, b_DOT_png=None, a_DOT_geojson=geojson(region), b_DOT_geojson=json.dumps(root))
+    dataset = read(tmp_path)
+    assert not dataset.faults
+    for case in dataset.cases:
+        assert [outline.class_name for outline in case.outlines or ()] == ["Nucleus", "Cell"]
+    assert {found.fault for found in dataset.findings} == {"regions", "nuclei of cells", "several classes"}
+    put(
+        tmp_path,
+        a_DOT_geojson=geojson(feature([SQUARE]), below(feature([SQUARE]), feature([SQUARE]), {"geometry": {}})),
+    )
+    (fault,) = read(tmp_path).faults
+    assert (fault.file, fault.found) == ("a.geojson", "feature 1.1: KeyError 'type'")
+
+
 def test_what_is_missing_or_broken_is_told_all_at_once(tmp_path: Path) -> None:
     put(
         tmp_path, a_DOT_png=None, b_DOT_png=None, c_DOT_png=None, d_DOT_png=None, a_DOT_xml=xml(SQUARE),
