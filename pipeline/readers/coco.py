@@ -7,6 +7,7 @@ Source: cocodataset.org, "Data format".
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -181,7 +182,8 @@ def _places(told: dict[Any, str], images: Sequence[str], file: str) -> dict[Any,
         of_name[PurePosixPath(image).name].append(image)
     places: dict[Any, str | list[str]] = {}
     for key, name in told.items():
-        name = name.replace("\\", "/").removeprefix("./")
+        # As names of raw files are: letters composed, whatever a Mac wrote.
+        name = unicodedata.normalize("NFC", name).replace("\\", "/").removeprefix("./")
         alike = of_name.get(PurePosixPath(name).name, [])
         exact = [image for image in alike if image == name or image.endswith(f"/{name}")]
         chosen = exact if exact else alike

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -371,6 +372,18 @@ def test_ids_that_tell_no_image_are_refused(tmp_path: Path) -> None:
     put(tmp_path, b_DOT_png=None, coco_DOT_json=json.dumps({"images": images, "annotations": []}))
     with pytest.raises(ValueError, match=r"expected every image id once, found 1 several times"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_of_images_are_the_same_in_either_form_of_their_letters(form: str, tmp_path: Path) -> None:
+    names = [f"Köln {number} é.png" for number in range(3)]
+    for name in names:
+        cv2.imwrite(str(tmp_path / unicodedata.normalize("NFD", name)), np.full((*SHAPE, 3), 200, np.uint8))
+    images = [{"id": number, "file_name": unicodedata.normalize(form, name)} for number, name in enumerate(names)]  # type: ignore[arg-type]
+    shapes = [{"image_id": number, "segmentation": [[0, 0, 4, 0, 4, 4]]} for number in range(3)]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": shapes}))
+    dataset = read(tmp_path)
+    assert not dataset.faults and [case.image for case in dataset.cases] == names
 
 
 def test_what_was_looked_at_is_no_object(tmp_path: Path) -> None:
