@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, read_table, rows_of
+from pipeline.readers.layout import RawCase, RawDataset, read_table, rows_of, rows_without_image
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -60,10 +60,13 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
     findings = []
     ids = {PurePosixPath(name).stem for name in images}
     rasters = {case.raster for case in cases}
-    lost = sorted(rows.keys() - ids) + [name for name in raw.files() if _RASTER.search(name) and name not in rasters]
-    if lost:
-        detail = f"{len(lost)} row(s) of {TABLE} and raster(s) without an image: {', '.join(lost[:3])}"
-        findings.append(Finding("", "noted", "row or raster without image", detail))
+    faults += rows_without_image(rows.keys() - ids, table, f"{PurePosixPath(table).parent}/")
+    alone = {name for name in raw.files() if _RASTER.search(name)} - rasters - {_raster(name) for name in images}
+    for name in sorted(alone):
+        case_id = PurePosixPath(name).stem.removesuffix("_anno")
+        faults.append(
+            Fault(case_id, "missing image", name, "its image", "none", "fetch it again, or delete the raster")
+        )
     both = (parts["training"] & parts["test"]) - {""}
     if both:
         detail = f"{len(both)} of {len(parts['test'])} patients of test A and B are in the training part too"

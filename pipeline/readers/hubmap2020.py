@@ -14,8 +14,18 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, sample_of, side_cars
-from pipeline.records.findings import Fault, Finding
+from pipeline.readers.layout import (
+    RawCase,
+    RawDataset,
+    images_of,
+    read_table,
+    root_of,
+    rows_of,
+    rows_without_image,
+    sample_of,
+    side_cars,
+)
+from pipeline.records.findings import Fault
 from pipeline.records.raw import RawFolder
 
 TABLE, INFORMATION, SAMPLE = "train.csv", "HuBMAP-20-dataset_information.csv", "sample_submission.csv"
@@ -52,10 +62,8 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             cases.append(case)
             faults += wrong
     findings = side_cars(raw, {case.case_id for case in cases if not case.labelled})
-    without = sorted(runs.keys() - {case.case_id for case in cases} - {fault.case_id for fault in faults})
-    if without:
-        detail = f"{TABLE}: {len(without)} id(s) without an image: {', '.join(without[:3])}"
-        findings.append(Finding("", "noted", "row without image", detail))
+    known = {case.case_id for case in cases} | {fault.case_id for fault in faults}
+    faults += rows_without_image(runs.keys() - known, TABLE, "train/")
     sample, note = sample_of(raw, f"{root}{SAMPLE}")
     return RawDataset(tuple(cases), tuple(faults), (*findings, *note), sample, "semantic")
 

@@ -15,7 +15,17 @@ import math
 import re
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, sample_of, side_cars
+from pipeline.readers.layout import (
+    RawCase,
+    RawDataset,
+    images_of,
+    read_table,
+    root_of,
+    rows_of,
+    rows_without_image,
+    sample_of,
+    side_cars,
+)
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -57,8 +67,11 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
                 faults.append(Fault(case_id, "missing row", name, f"a row in {table}", "none", "add it"))
             else:
                 cases.append(RawCase(case_id, name, labelled=False))
-        without = sorted(of_id.keys() - images.keys())
-        if without:
+        known = images.keys() | {fault.case_id for fault in several}
+        without = sorted(of_id.keys() - known)
+        if part == "train":
+            faults += rows_without_image(without, table, f"{folder}/")
+        elif without:
             detail = f"{table}: {len(without)} id(s) without an image: {', '.join(without[:3])}"
             findings.append(Finding("", "noted", "row without image", detail))
     findings += side_cars(raw, {case.case_id for case in cases if not case.labelled})

@@ -216,6 +216,14 @@ def rows_of(rows: Iterable[dict[str, str]], column: str, table: str) -> tuple[di
     ]
 
 
+def rows_without_image(missing: Iterable[str], table: str, folder: str) -> list[Fault]:
+    """A fault for each row whose image is not there: of what was never fetched, nothing would be said otherwise."""
+    return [
+        Fault(name, "missing image", table, f"its image in {folder}", "none", "fetch it again, or delete the row")
+        for name in sorted(missing)
+    ]
+
+
 def images_of(raw: RawFolder, folder: str) -> tuple[dict[str, str], list[Fault]]:
     """Return the images below a folder (ending in a slash) by their stems, and a fault for each stem of several."""
     of_stem: dict[str, list[str]] = {}

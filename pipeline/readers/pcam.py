@@ -11,7 +11,16 @@ know, and it is listed among the findings. Source: the competition's data page.
 from __future__ import annotations
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, sample_of
+from pipeline.readers.layout import (
+    RawCase,
+    RawDataset,
+    images_of,
+    read_table,
+    root_of,
+    rows_of,
+    rows_without_image,
+    sample_of,
+)
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -47,10 +56,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             "the competition tells no patients or slides: patches of one slide can stand in several parts",
         )
     ]  # fmt: skip
-    without_image = sorted(classes.keys() - train.keys())
-    if without_image:
-        detail = f"{TABLE}: {len(without_image)} id(s) without an image: {', '.join(without_image[:3])}"
-        findings.append(Finding("", "noted", "class without image", detail))
+    faults += rows_without_image(classes.keys() - train.keys() - {fault.case_id for fault in several}, TABLE, "train/")
     cases = [
         RawCase(case_id, name, labelled=True, class_name=classes[case_id])
         for case_id, name in train.items()

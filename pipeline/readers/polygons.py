@@ -116,11 +116,24 @@ def _one_file_an_image(raw: RawFolder, images: Sequence[str]) -> tuple[list[RawC
             detail = f"{files[0]}: {len(outlines) - len(kept)} outline(s) of what was looked at are no objects"
             findings.append(Finding(case_id, "noted", "regions", detail))
         cases.append(RawCase(case_id, name, labelled=True, outlines=tuple(kept)))
-    left = sorted(name for files in of_key.values() for name in files)
-    if left:
-        detail = f"{len(left)} file(s) of outlines without an image: {', '.join(left[:3])}"
+    strangers = []
+    for name in sorted(name for files in of_key.values() for name in files):
+        if _holds_outlines(name, raw.read(name)):
+            expected, advice = "an image of the stem", "fetch it again, or delete the file"
+            faults.append(Fault(stem_of(name).replace("/", "__"), "missing image", name, expected, "none", advice))
+        else:
+            strangers.append(name)
+    if strangers:
+        detail = f"{len(strangers)} file(s) without an image, and without outlines: {', '.join(strangers[:3])}"
         findings.append(Finding("", "noted", STRANGERS, detail))
     return cases, faults, findings
+
+
+def _holds_outlines(name: str, content: bytes) -> bool:
+    try:
+        return bool(parse_outlines(name, content)[0])
+    except FaultyFile:
+        return False
 
 
 def _key(name: str) -> str:

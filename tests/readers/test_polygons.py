@@ -257,13 +257,14 @@ def test_what_is_missing_or_broken_is_told_all_at_once(tmp_path: Path) -> None:
     put(
         tmp_path, a_DOT_png=None, b_DOT_png=None, c_DOT_png=None, d_DOT_png=None, a_DOT_xml=xml(SQUARE),
         b_DOT_xml="<Annotations>", c_DOT_geojson='{"features": [{"geometry": {"type": "Polygon"}}]}',
-        gone_DOT_xml=xml(SQUARE),
+        gone_DOT_xml=xml(SQUARE), notes_DOT_xml="<notes/>",
     )  # fmt: skip
     dataset = read(tmp_path)
     assert [(fault.case_id, fault.fault) for fault in dataset.faults] == [
-        ("b", "no XML"), ("c", "no GeoJSON"), ("d", "missing outlines"),
+        ("b", "no XML"), ("c", "no GeoJSON"), ("d", "missing outlines"), ("gone", "missing image"),
     ]  # fmt: skip
-    assert [found.detail for found in dataset.findings] == ["1 file(s) of outlines without an image: gone.xml"]
+    (told,) = (found.detail for found in dataset.findings)
+    assert told == "1 file(s) without an image, and without outlines: notes.xml"
 
 
 @settings(deadline=None, max_examples=40)
