@@ -29,6 +29,8 @@ PLAUSIBLE_MPP = (0.02, 100.0)
 """Microns per pixel; what converters write outside (such as 1000) is no measurement."""
 LARGEST_SEGMENT = 1 << 28
 """Bytes, decoded, of the largest strip or tile that is read: a window costs at least one."""
+STORED_ROWS = 256
+"""Rows of a larger strip that are read together where it is not compressed."""
 GRID = 512
 """Pixels along the side of the squares that a view is made of."""
 KEPT = 64
@@ -203,12 +205,18 @@ class _Segmented(Slide):
         samples = page.samplesperpixel
         tall, wide = page.chunks[-2:] if separate else page.chunks[:2]
         rows, columns = page.chunked[1:3] if separate else page.chunked[:2]
+        as_stored = _is_read_by_rows(page)
+        if as_stored:
+            tall, wide, columns = STORED_ROWS, page.imagewidth, 1
         window = np.empty((height, width, samples), page.dtype)
         for plane in range(samples if separate else 1):
             channels = slice(plane, plane + 1) if separate else slice(None)
             for row in range(top // tall, -(-(top + height) // tall)):
                 for column in range(left // wide, -(-(left + width) // wide)):
-                    piece = self._segment(page, (plane * rows + row) * columns + column, tall, wide)
+                    if as_stored:
+                        piece = self._rows(page, plane, row * tall)
+                    else:
+                        piece = self._segment(page, (plane * rows + row) * columns + column, tall, wide)
                     from_row, from_column = max(top, row * tall), max(left, column * wide)
                     to_row, to_column = min(top + height, (row + 1) * tall), min(left + width, (column + 1) * wide)
                     window[from_row - top : to_row - top, from_column - left : to_column - left, channels] = piece[
@@ -231,7 +239,25 @@ class _Segmented(Slide):
         if decoded is None:  # a tile that the writer left out for holding nothing
             samples = 1 if page.axes.startswith("S") else page.samplesperpixel
             return np.full((tall, wide, samples), 0 if self._of_ids else 255, page.dtype)
-        pixels = np.asarray(decoded[0])
+        return self._upturned(page, np.asarray(decoded[0]))
+
+    def _rows(self, page: Any, plane: int, first: int) -> np.ndarray:
+        """Read rows of an image that lies in the file as it is: (at most STORED_ROWS, width, samples)."""
+        samples = 1 if page.axes.startswith("S") else page.samplesperpixel
+        dtype = np.dtype(page.dtype).newbyteorder(self._tiff.byteorder)
+        of_row = page.imagewidth * samples * dtype.itemsize
+        rows = min(STORED_ROWS, page.imagelength - first)
+        with self._lock:
+            self._tiff.filehandle.seek(page.dataoffsets[0] + (plane * page.imagelength + first) * of_row)
+            data = self._tiff.filehandle.read(rows * of_row)
+        if len(data) < rows * of_row:
+            found = f"the file ends within row {first + len(data) // of_row}"
+            raise FaultyFile("damaged slide", f"{page.imagelength} rows", found, "fetch the file again")
+        pixels = np.frombuffer(data, dtype).reshape(rows, page.imagewidth, samples)
+        return self._upturned(page, pixels.astype(page.dtype, copy=False))
+
+    def _upturned(self, page: Any, pixels: np.ndarray) -> np.ndarray:
+        """Values that rise with light, where the file's fall."""
         if page.photometric == _WHITE_IS_ZERO and not (self._of_ids and page.bitspersample > 1):
             return ~pixels if pixels.dtype == np.bool_ else ((1 << page.bitspersample) - 1) - pixels
         return pixels
@@ -438,11 +464,19 @@ def _planes_of(level: Any, of_ids: bool) -> list[Any]:
     sides = 3 if page.axes.startswith("S") else 2
     if any(len(found.chunks) < 2 or len(found.chunked) < sides or 0 in found.chunks for found in pages):
         raise FaultyFile("no TIFF", "strips or tiles of some pixels", str(page.chunks), "fetch it again")
-    largest = math.prod(page.chunks)
-    if largest > LARGEST_SEGMENT:
-        found = f"strips or tiles of {largest:,} bytes"
-        raise FaultyFile("too large segments", f"at most {LARGEST_SEGMENT:,} bytes", found, "save it in tiles of 512")
+    if _is_large(page) and not all(map(_is_read_by_rows, pages)):
+        expected, found = f"at most {LARGEST_SEGMENT:,} bytes", f"strips or tiles of {math.prod(page.chunks):,} bytes"
+        raise FaultyFile("too large segments", expected, found, "save it in tiles of 512, or uncompressed")
     return pages
+
+
+def _is_large(page: Any) -> bool:
+    return math.prod(page.chunks) > LARGEST_SEGMENT
+
+
+def _is_read_by_rows(page: Any) -> bool:
+    """Whether a page's strips are too large to be read whole, and lie in the file as they are, one after another."""
+    return _is_large(page) and bool(page.is_memmappable) and not page.is_tiled
 
 
 def _sides(page: Any) -> tuple[int, int]:

@@ -67,6 +67,39 @@ def test_every_order_of_axes_gives_the_same_windows(kind: str, picture: np.ndarr
         assert slide.mpp == (0.25 if kind == "ome" else None)
 
 
+UNCOMPRESSED = ["strips", "one strip", "planes in strips", "(3, H, W) pages", "(1, 1, 3, H, W)", "rgba"]
+
+
+@pytest.mark.parametrize("kind", UNCOMPRESSED)
+def test_strips_too_large_to_be_read_whole_are_read_by_rows(
+    kind: str, picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.records.slides.LARGEST_SEGMENT", 1000)
+    monkeypatch.setattr("pipeline.records.slides.STORED_ROWS", 50)
+    file = tmp_path / "slide.tif"
+    WRITERS[kind](file, picture)
+    with open_slide(file) as slide:
+        for top, left, height, width in ((0, 0, HEIGHT, WIDTH), (60, 70, 133, 120), (299, 420, 1, 1)):
+            found = slide.read(0, top, left, height, width)
+            np.testing.assert_array_equal(found, picture[top : top + height, left : left + width])
+    tifffile.imwrite(file, 255 - picture[..., 0], photometric="miniswhite", byteorder=">")
+    with open_slide(file) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, HEIGHT, WIDTH)[..., 1], picture[..., 0])
+    file.write_bytes(file.read_bytes()[: HEIGHT * WIDTH // 2])
+    with pytest.raises(FaultyFile, match=r"(?s)damaged slide|no TIFF"), open_slide(file) as slide:
+        slide.read(0, 0, 0, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("kind", ["tiles", "lzw"])
+def test_large_strips_that_are_compressed_are_refused(
+    kind: str, picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.records.slides.LARGEST_SEGMENT", 1000)
+    WRITERS[kind](tmp_path / "slide.tif", picture)
+    with pytest.raises(FaultyFile, match=r"too large segments.*at most 1,000 bytes.*tiles of 512, or uncompressed"):
+        open_slide(tmp_path / "slide.tif")
+
+
 def test_beyond_the_image_it_is_white(picture: np.ndarray, tmp_path: Path) -> None:
     WRITERS["tiles"](tmp_path / "a.tif", picture)
     with open_slide(tmp_path / "a.tif") as slide:
