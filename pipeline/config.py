@@ -9,6 +9,7 @@ import ast
 import difflib
 import types
 import typing
+import unicodedata
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -98,8 +99,11 @@ class IngestSettings(Settings):
     @field_validator("exclude", mode="before")
     @classmethod
     def _ids_of_digits(cls, ids: Any) -> Any:
-        # YAML reads the id 10044 as a number.
-        return [str(name) if type(name) is int else name for name in ids] if isinstance(ids, list) else ids
+        # YAML reads the id 10044 as a number, and a Mac writes a name in two ways.
+        if not isinstance(ids, list):
+            return ids
+        names = [str(name) if type(name) is int else name for name in ids]
+        return [unicodedata.normalize("NFC", name) if isinstance(name, str) else name for name in names]
 
     @field_validator("group_pattern")
     @classmethod

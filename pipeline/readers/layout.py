@@ -165,7 +165,8 @@ def read_table(raw: RawFolder, name: str, columns: Iterable[str]) -> list[dict[s
 def table_of(content: bytes, source: str, columns: Iterable[str]) -> list[dict[str, str]]:
     """Parse a CSV in UTF-8 into rows. Raises ValueError naming missing columns, or every row of another length."""
     try:
-        text = content.decode("utf-8-sig")
+        # Composed, as names of files are: a Mac writes the same name, and the same patient, in two ways.
+        text = unicodedata.normalize("NFC", content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: expected CSV in UTF-8, found {error}; save it as CSV UTF-8") from error
     csv.field_size_limit(1 << 30)  # run-length rows of large images exceed the default of 131,072 letters

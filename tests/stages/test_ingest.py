@@ -487,6 +487,18 @@ def test_groups_reach_the_cases_and_a_table_elsewhere_is_an_input(tmp_path: Path
     assert ingest.inputs(raw.config, raw.paths) == [raw.paths.raw, table]
 
 
+def test_a_name_that_a_mac_writes_in_two_ways_is_one(tmp_path: Path) -> None:
+    apart, whole = "Mu\u0308ller", "M\u00fcller"
+    table = tmp_path / "groups.csv"
+    files = {name.replace("1.png", f"{apart}.png"): content for name, content in pairs(3).items()}
+    raw = Raw(tmp_path, f"ingest.group_csv={table}").put(files)
+    table.write_text(f"case_id,group\n0,{apart}\n{apart},{whole}\n2,x\n", encoding="utf-8")
+    raw.run()
+    assert {name: case.group for name, case in raw.cases.items()} == {"0": whole, whole: whole, "2": "x"}
+    Raw(tmp_path, f"ingest.group_csv={table}", f"ingest.exclude=[{apart}]").run()
+    assert list(raw.cases) == ["0", "2"]
+
+
 def test_groups_of_another_spelling_are_understood_and_of_other_images_refused(tmp_path: Path) -> None:
     table = tmp_path / "groups.csv"
     raw = Raw(tmp_path, f"ingest.group_csv={table}").put(pairs(2))
