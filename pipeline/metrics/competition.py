@@ -160,10 +160,13 @@ def _read_solution(file: Path) -> tuple[str, _Solution]:
         image, cell = row[0], row[1]
         size: tuple[int, int] | None = None
         if usage_at is None or row[usage_at].lower() != "ignored":
-            if not (row[height_at].isdecimal() and row[width_at].isdecimal()):
-                faults.append(f"{image}: Height and Width {row[height_at]!r} and {row[width_at]!r}")
+            # A table with empty cells in a column comes out of pandas as 53.0.
+            height, width = (row[at].removesuffix(".0") for at in (height_at, width_at))
+            if not (height.isdecimal() and width.isdecimal()):
+                found = f"{row[height_at]!r} and {row[width_at]!r}"
+                faults.append(f"{image}: expected whole pixels as Height and Width, found {found}; mend its rows")
                 continue
-            size = (int(row[height_at]), int(row[width_at]))
+            size = int(height), int(width)
             try:
                 rle.read_runs(cell, *size)
             except ValueError as error:
@@ -174,7 +177,7 @@ def _read_solution(file: Path) -> tuple[str, _Solution]:
     faults += _row_faults({image: solution.cells[image] for image, size in solution.sizes.items() if size}, name)
     if not any(solution.sizes.values()):
         faults.append("no image that is scored")
-    _refuse(file, faults)
+    _refuse(file, [*dict.fromkeys(faults)])
     return name, solution
 
 

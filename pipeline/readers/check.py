@@ -112,12 +112,16 @@ def _shrink(raw: RawFolder, checked: Checked, shrink: int) -> Checked:
             _check_table(case, checked.full)
             checked.shape = view.height, view.width
             image = view.window(0, 0, view.height, view.width)
-        label = None
-        if case.runs is not None:
-            label = from_sampled_runs(case.runs[0], checked.shape, checked.full)
     except FaultyFile as fault:
         checked.note(case.image, fault)
         return checked
+    label = None
+    if case.runs is not None:
+        try:
+            label = from_sampled_runs(case.runs[0], checked.shape, checked.full)
+        except FaultyFile as fault:
+            checked.note(str(case.runs_table), fault)
+            return checked
     checked.image, checked.label = image, label
     checked.count(label)
     return checked

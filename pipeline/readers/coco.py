@@ -57,12 +57,15 @@ def cases_of_coco(
             detail = f"{file}: {strangers} annotation(s) of images that are not listed"
             findings.append(Finding("", "noted", STRANGERS, detail))
         for case in found:
-            other = listed_in.setdefault(case.image, file)
-            if other == file:
+            if case.image not in listed_in:
+                listed_in[case.image] = file
                 cases.append(case)
+            elif (other := listed_in[case.image]) == file:
+                expected, twice = f"one entry of {file} that names it", "two of different ids"
+                faults.append(Fault(case.case_id, "listed twice", case.image, expected, twice, "give both one id"))
             else:
-                expected, places = "a file of COCO's that lists it", f"{other} and {file}"
-                faults.append(Fault(case.case_id, "listed twice", case.image, f"one {expected}", places, "delete one"))
+                expected, places = "one file of COCO's that lists it", f"{other} and {file}"
+                faults.append(Fault(case.case_id, "listed twice", case.image, expected, places, "delete one"))
     unlisted = sorted({*images} - listed_in.keys())
     if unlisted:
         names = " or ".join(files)
@@ -152,6 +155,8 @@ def _of_annotation(entry: dict[str, Any], categories: dict[Any, str], size: tupl
             rings = [np.asarray(ring, float).reshape(-1, 2) for ring in shape if len(ring) >= 6]
             # Parts of one object, of which some may overlap.
             outline = outline_of(rings, categories.get(entry.get("category_id")), parts=(1,) * len(rings))
+    except FaultyFile:
+        raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise FaultyFile("no outline", "lists of x and y, or run lengths", f"{told}: {error}", "mend it") from error
     return replace(outline, ignored=outline.ignored or bool(entry.get("iscrowd")))

@@ -34,6 +34,8 @@ MASK_ENDING = re.compile(
     r"[_-](masks?|labels?|seg|segmentation|anno|annotation|gt|groundtruth|instances?)$", re.IGNORECASE
 )
 SAMPLE = "sample_submission.csv"
+ONE = "rename or delete the others"
+"""What to do where a stem has several files."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             faults.append(Fault(case_id, "missing image", where, "an image of the same stem", "none", "add or delete"))
         elif len(own_images) > 1:
             found = ", ".join(file.name for file in own_images)
-            faults.append(Fault(case_id, "repeated case id", own_images[0].name, "one image of the stem", found))
+            faults.append(Fault(case_id, "repeated case id", own_images[0].name, "one image of the stem", found, ONE))
         elif test:
             if own_masks:
                 detail = f"{own_masks[0].name}: labels of test images are left unread"
@@ -83,7 +85,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
             cases.append(RawCase(case_id, own_images[0].name, labelled=False))
         elif len(own_masks) > 1:
             found = ", ".join(file.name for file in own_masks)
-            faults.append(Fault(case_id, "several masks", own_images[0].name, "one label of the stem", found))
+            faults.append(Fault(case_id, "several masks", own_images[0].name, "one label of the stem", found, ONE))
         else:
             raster = own_masks[0].name if own_masks else None
             cases.append(RawCase(case_id, own_images[0].name, labelled=True, raster=raster))

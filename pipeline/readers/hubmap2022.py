@@ -87,9 +87,11 @@ def _case(case_id: str, name: str, row: dict[str, str], table: str, *, labelled:
             numbers[column] = float(row[column])
         except ValueError:
             numbers[column] = None
-        if not 0 < (numbers[column] or 0) < math.inf:
+        number = numbers[column] or 0
+        whole = column != "pixel_size"
+        if not 0 < number < math.inf or (whole and number != int(number)):
             numbers[column] = None
-            expected, found = f"a {column} above 0", repr(row[column])
+            expected, found = f"a {'whole ' if whole else ''}{column} above 0", repr(row[column])
             faults.append(Fault(case_id, "no number", table, expected, found, "mend the row"))
     height, width, mpp = (numbers[column] for column in ("img_height", "img_width", "pixel_size"))
     return RawCase(

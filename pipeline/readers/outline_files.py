@@ -186,5 +186,5 @@ def json_of(content: bytes) -> Any:
     """Parse JSON. Raises FaultyFile for anything else."""
     try:
         return json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FaultyFile("no JSON", "JSON in UTF-8", str(error), "fetch the file again") from error

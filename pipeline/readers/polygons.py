@@ -102,8 +102,8 @@ def _one_file_an_image(raw: RawFolder, images: Sequence[str]) -> tuple[list[RawC
         case_id, files = ids[stem_of(name)], of_key.pop(_key(name), [])
         if len(files) != 1:
             found = ", ".join(files) or "none"
-            fault = "several outlines" if files else "missing outlines"
-            faults.append(Fault(case_id, fault, name, "one .xml or .geojson of the stem", found))
+            fault, advice = ("several outlines", "delete others") if files else ("missing outlines", "add or delete")
+            faults.append(Fault(case_id, fault, name, "one .xml or .geojson of the stem", found, advice))
             continue
         try:
             outlines, remarks = parse_outlines(files[0], raw.read(files[0]))
@@ -115,6 +115,9 @@ def _one_file_an_image(raw: RawFolder, images: Sequence[str]) -> tuple[list[RawC
         if len(kept) < len(outlines):
             detail = f"{files[0]}: {len(outlines) - len(kept)} outline(s) of what was looked at are no objects"
             findings.append(Finding(case_id, "noted", "regions", detail))
+        if not kept:
+            detail = f"{files[0]} holds no outline: taken for an image without objects"
+            findings.append(Finding(case_id, "noted", "no outlines", detail))
         cases.append(RawCase(case_id, name, labelled=True, outlines=tuple(kept)))
     strangers = []
     for name in sorted(name for files in of_key.values() for name in files):

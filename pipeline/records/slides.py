@@ -7,6 +7,7 @@ segment. PNG, JPEG and BMP are decoded whole, up to decode.MAXIMUM_PIXELS.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from abc import ABC, abstractmethod
@@ -21,6 +22,9 @@ import numpy as np
 
 from pipeline.records.decode import BROKEN, decode, to_plane, to_rgb
 from pipeline.records.findings import FaultyFile
+
+# What it complains of in a damaged file is told as a fault, by name.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 SCANNED = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".dcm")
 """Suffixes that slides alone have."""

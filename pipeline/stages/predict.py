@@ -153,7 +153,7 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
     from pipeline.trained import named_run
 
     trained = named_run(run)
-    predict = trained.predictor(*_settings_of(trained, overrides))
+    settings = _settings_of(trained, overrides)
     thresholds = None if trained.outputs.is_image or trained.outputs.is_class else trained.thresholds()
     if overlay and thresholds is None:
         raise ValueError(f"--overlay shows masks, and {trained.folder} makes none; leave it out")
@@ -169,13 +169,14 @@ def predict_images(run: str, images: Path, out: Path, *, overlay: bool = False, 
         )
     if volumes:
         check_results(images, out, {file: [_name_of_volume(file)] for file in volumes})
-        _predict_volumes(volumes, predict, trained, out)
+        _predict_volumes(volumes, trained.predictor(*settings), trained, out)
         return
     if load_config(None, [*overrides]).compute.scheduler:
         print("noted: compute.scheduler is for --slides and stage predict; --images are predicted in this process")
     readings = Readings(images, "predict", trained.config.ingest.depth)
     endings = [""] if trained.outputs.is_class else [".png", *(["_overlay.png"] if overlay else [])]
     check_results(images, out, {file: [file.stem + ending for ending in endings] for file in readings.files})
+    predict = trained.predictor(*settings)
     classified: list[tuple[str, np.ndarray]] = []
     objects: list[tuple[str, int, str, float]] = []
     restained = _restaining(trained, readings)

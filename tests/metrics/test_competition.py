@@ -96,9 +96,10 @@ def test_faulty_headers_and_solutions(tmp_path: Path, solution: Path) -> None:
     with pytest.raises(ValueError, match="then Height, Width"):
         score_submission(lines(tmp_path / "t.csv", HEADER, "one,1 1"), solution)
     bad = lines(tmp_path / "t.csv", f"{HEADER},Height,Width", "one,1 1,2,2", "one,2 9,2,2", "two,1 1,,2", "one,1 1,4,4")
-    with pytest.raises(
-        ValueError, match=r"within 2 x 2.*two: Height and Width '' and '2'.*one: rows of differing size"
-    ):
+    faults = (
+        r"within 2 x 2.*two: expected whole pixels as Height and Width, found '' and '2'; mend.*one: rows of differing"
+    )
+    with pytest.raises(ValueError, match=faults):
         score_submission(bad, solution)
     with pytest.raises(ValueError, match="no image that is scored"):
         score_submission(lines(tmp_path / "t.csv", f"{HEADER},Height,Width,Usage", "one,1 1,2,2,Ignored"), solution)
@@ -112,7 +113,7 @@ def test_a_solution_whose_nuclei_overlap(tmp_path: Path) -> None:
 
 
 def test_dice_of_whole_images(tmp_path: Path) -> None:
-    truth = lines(tmp_path / "t.csv", "id,expected,Width,Height", "a,1 10,6,5", "b,,6,5", "c,3 4,6,5", "d,,6,5")
+    truth = lines(tmp_path / "t.csv", "id,expected,Width,Height", "a,1 10,6.0,5.0", "b,,6,5", "c,3 4,6,5", "d,,6,5")
     score = score_submission(truth, lines(tmp_path / "s.csv", "id,predicted", "a,6 10", "b,", "c,", "d,1 1"))
     assert [image.score for image in score.images] == [0.5, 1.0, 0.0, 0.0]
     assert (score.format, score.metric, score.mean) == ("hubmap2020", "mean Dice", 0.375)

@@ -363,6 +363,21 @@ def test_faults_of_coco_are_of_cases_so_that_these_can_be_left_out(tmp_path: Pat
     dataset = read(tmp_path)
     assert [(fault.case_id, fault.fault) for fault in dataset.faults] == [("a", "listed twice")]
     assert [case.case_id for case in dataset.cases] == ["a"]
+    (tmp_path / "glands.json").unlink()
+    twice = {"images": [entry, entry | {"id": 2}], "annotations": shapes}
+    (tmp_path / "nuclei.json").write_text(json.dumps(twice))
+    (fault,) = read(tmp_path).faults
+    assert "expected one entry of nuclei.json that names it, found two of different ids" in str(fault)
+
+
+def test_json_nested_without_end_and_a_file_without_outlines_are_told(tmp_path: Path) -> None:
+    put(
+        tmp_path, a_DOT_png=None, b_DOT_png=None, a_DOT_geojson='{"a":' * 100_000 + "1" + "}" * 100_000,
+        b_DOT_xml="<Annotations/>",
+    )  # fmt: skip
+    dataset = read(tmp_path)
+    assert [(fault.case_id, fault.fault) for fault in dataset.faults] == [("a", "no JSON")]
+    assert [(one.case_id, one.fault) for one in dataset.findings] == [("b", "no outlines")]
 
 
 def test_ids_that_tell_no_image_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -107,12 +108,15 @@ def test_a_side_that_differs_from_the_table_is_refused_and_so_is_what_is_no_numb
     hubmap(paths.raw)
     table = paths.raw / "train.csv"
     text = table.read_text().replace("10003,kidney,HPA,64,48", "10003,kidney,HPA,48,64").replace(",0.4,", ",,", 1)
+    text = re.sub(r"(10002,\w+,HPA,)64", r"\g<1>64.5", text)
     table.write_text(text + "10001,kidney,HPA,64,48,0.4,4,,1,Male\nnowhere,lung,HPA,1,1,0.4,4,,1,Male\n")
     with pytest.raises(ValueError) as told:
         ingest.run(config, paths)
     message = str(told.value)
     assert "10003: size mismatch: train_images/10003.tiff: expected 48 x 64 pixels (height x width)" in message
     assert "10000: no number: train.csv: expected a pixel_size above 0, found ''" in message
+    assert "10002: no number: train.csv: expected a whole img_height above 0, found '64.5'" in message
+    assert "nowhere: missing image: train.csv: expected its image in train_images/, found none; fetch it" in message
     assert "10001: repeated row: train.csv: expected one row an id, found 2 rows" in message
 
 
@@ -219,7 +223,9 @@ def test_faults_of_hubmap2020_come_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as told:
         ingest.run(config, paths)
     message = str(told.value)
-    for part in ("kidney01: size mismatch", "kidney02: no patient", "kidney03: faulty runs", "kidney04: missing row"):
+    told_of = ("kidney01: size mismatch", "kidney02: no patient", "kidney03: faulty runs: train.csv",
+               "kidney04: missing row", "other: missing image: train.csv")  # fmt: skip
+    for part in told_of:
         assert part in message
 
 
