@@ -94,8 +94,9 @@ def decode(name: str, content: bytes, role: Literal["image", "label"]) -> Decode
     if suffix not in _FORMATS[found]:
         remarks.append(Remark("noted", "other file type", f"{name} is really a {found} file and was read as one"))
     try:
-        if found == "PNG" and (pixels := _plain_png(content)) is not None:
-            return Decoded(pixels, tuple(remarks))
+        if found == "PNG" and (plain := _plain_png(content)) is not None:
+            turned = _png_orientation(content)
+            return Decoded(_upright(plain, turned), (*remarks, *_turned_remark(name, turned)))
         pixels, more = _with_pillow(name, content, found, role)
     except FaultyFile:
         raise
@@ -253,11 +254,26 @@ def _with_pillow(
             return _with_opencv(content, found), []
         else:
             raise
-    if turned in _UPRIGHT:
-        remarks.append(
-            Remark("repaired", "orientation", f"{name}: turned upright as its EXIF orientation {turned} says")
-        )
-    return pixels, remarks
+    return pixels, [*remarks, *_turned_remark(name, turned)]
+
+
+def _png_orientation(content: bytes) -> int | None:
+    """The EXIF orientation of a PNG, whose chunk may stand before or after the pixels."""
+    # From length to length: a search of the bytes takes up to a third of the time of their decoding.
+    at, end, head = 8, len(content) - 12, struct.Struct(">I4s").unpack_from
+    while at <= end:
+        length, kind = head(content, at)
+        if kind == b"eXIf":
+            with Image.open(io.BytesIO(content)) as image:
+                return image.getexif().get(_ORIENTATION)
+        at += length + 12
+    return None
+
+
+def _turned_remark(name: str, turned: int | None) -> list[Remark]:
+    if turned not in _UPRIGHT:
+        return []
+    return [Remark("repaired", "orientation", f"{name}: turned upright as its EXIF orientation {turned} says")]
 
 
 def _upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+import struct
+import zlib
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.records.decode import bit_depth, decode, to_plane, to_rgb
 from pipeline.records.findings import FaultyFile
@@ -242,6 +244,38 @@ def test_exif_orientation_is_applied_and_listed() -> None:
     image, remarks = rgb("a.jpg", content)
     assert image.shape == upright.shape and np.abs(image.astype(int) - upright).mean() < 3
     assert remarks == ["repaired orientation"]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("role", ["image", "label"])
+def test_pngs_of_every_kind_are_turned_upright_as_jpegs_are(
+    turn: int, after: bool, role: Literal["image", "label"]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    deep = cv2.imencode(".png", DEEP[..., 0])[1].tobytes()
+    palette = Image.fromarray(GREY // 2)
+    palette.putpalette(bytes(range(256)) * 3)
+    kinds = (saved(COLOUR, "PNG"), saved(GREY, "PNG"), deep, saved(palette, "PNG"), saved(GREY > 99, "PNG"))
+    for plain in kinds:
+        at = plain.index(b"IEND" if after else b"IDAT") - 4
+        lying = plain[:at] + chunk(b"eXIf", exif.tobytes()[6:]) + plain[at:]
+        found = decode("a.png", lying, role)
+        flat = decode("a.png", plain, role).pixels
+        expected = np.array(ImageOps.exif_transpose(with_orientation(flat, turn)))
+        np.testing.assert_array_equal(found.pixels, expected.astype(flat.dtype))
+        assert [remark.fault for remark in found.remarks] == ["orientation"] * (turn > 1)
+
+
+def with_orientation(pixels: np.ndarray, turn: int) -> Image.Image:
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = turn
+    return image
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
