@@ -28,13 +28,15 @@ class ValueSurvey:
     """The values of one label raster.
 
     values, counts: distinct values above 0 and their pixels; white: 255, or 65535 where values exceed it, or None;
-    regions: connected regions of equal value above 0 (8 neighbours).
+    regions: connected regions of equal value above 0 (8 neighbours); either: whether it is of 0 and 1 that may be black
+    and white as well as ids.
     """
 
     values: np.ndarray
     counts: np.ndarray
     white: int | None
     regions: int
+    either: bool = False
 
     @property
     def only_white(self) -> bool:
@@ -65,6 +67,9 @@ def survey(plane: np.ndarray) -> ValueSurvey:
     """Count the values of one label raster, as `integers` gives it."""
     from skimage.measure import label as connected
 
+    either = plane.dtype == np.bool_
+    if either:
+        plane = plane.astype(np.uint8)
     if plane.dtype in (np.uint8, np.uint16):
         pixels = np.bincount(plane.ravel())
         values = np.flatnonzero(pixels)
@@ -75,24 +80,28 @@ def survey(plane: np.ndarray) -> ValueSurvey:
     largest = int(values[-1])
     white = 255 if largest <= 255 else 65535 if largest <= 65535 else None
     regions = int(connected(plane, connectivity=2, return_num=True)[1]) if above.any() else 0
-    return ValueSurvey(values[above], counts[above], white, regions)
+    return ValueSurvey(values[above], counts[above], white, regions, either)
 
 
 def integers(plane: np.ndarray) -> tuple[np.ndarray, list[Remark]]:
-    """Bring one label plane to an integer dtype.
+    """Bring one label plane to an integer dtype, or to booleans where it is not told whether 1 is white or an id.
 
-    Booleans and floats of 0..1 become 0..255 (a probability, thresholded later); whole floats become ids. Raises
-    FaultyFile for negative values, NaN and fractions above 1.
+    Booleans stay, and floats that are 0 and 1 alone become such; other whole floats become ids; floats with fractions
+    of 0..1 become 0..255 (a probability, thresholded later). Raises FaultyFile for negative values, NaN and fractions
+    above 1.
     """
     if plane.dtype == np.bool_:
-        return plane.astype(np.uint8) * 255, []
+        return plane, []
     if plane.dtype.kind == "f":
         if not np.isfinite(plane).all() or plane.min() < 0:
             raise FaultyFile("unknown range of values", "values of 0 and above", "negative values, NaN or infinity")
-        if plane.max() <= 1.0:
+        whole = bool((plane == np.rint(plane)).all())
+        if plane.max() <= 1.0 and not whole:
             scaled = np.rint(plane * 255.0).astype(np.uint8)
             return scaled, [Remark("repaired", "float mask", "values of 0..1 became 0..255")]
-        if (plane != np.rint(plane)).any():
+        if plane.max() <= 1.0:
+            return plane > 0, [Remark("repaired", "float mask", "0 and 1 were stored as floats")]
+        if not whole:
             raise FaultyFile(
                 "unknown range of values", "whole numbers, or fractions of 0..1",
                 f"fractions up to {plane.max():g}", "save class or object ids as whole numbers",
@@ -111,11 +120,12 @@ def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "inst
     Objects: ids of about one connected region each (REGIONS_A_VALUE), numbered from 1 where there are few.
     Classes: otherwise. 255 beside small class ids of one raster is the ignored value.
     Where more rasters hold small values alone than hold white, it is not white: check_values then names the few.
+    Rasters of 0 and 1 that may be either are what the others are: foreground beside white, ids beside ids and alone.
     Raises ValueError where label_kind asks for what the values cannot give.
     """
     if not surveys or not any(entry.values.size for entry in surveys):
         return Meaning("classes", None, "every label is empty")
-    if _is_white(surveys):
+    if _is_white([entry for entry in surveys if not entry.either]):
         if label_kind == "instance":
             raise ValueError(
                 "ingest.label_kind=instance: expected object ids, found 0/255 masks, which do not tell touching "
@@ -133,6 +143,11 @@ def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "inst
     pairs = sum(int((entry.values != ignored).sum()) for entry in surveys)
     ratio = sum(entry.regions for entry in surveys) / max(1, pairs)
     evidence = f"values up to {largest}, {ratio:.2f} connected regions a value"
+    if label_kind == "instance" and ratio > REGIONS_A_VALUE and all(entry.either for entry in surveys):
+        raise ValueError(
+            f"ingest.label_kind=instance: expected object ids, found masks of 0 and 1 ({evidence}), which do not tell "
+            "touching objects apart; set ingest.label_kind=semantic, or give 16-bit rasters of object ids"
+        )
     if label_kind == "auto":
         counted = [entry for entry in surveys if entry.values.size]
         numbered = [entry.values[-1] == entry.values.size for entry in counted]
@@ -153,7 +168,7 @@ def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "inst
 def check_values(found: ValueSurvey, meaning: Meaning) -> None:
     """Raise FaultyFile for a raster of another convention than its data set's, and for more than 65,534 objects."""
     if meaning.kind == "white":
-        if found.only_low:
+        if found.only_low and not found.either:
             raise FaultyFile(
                 "0/255 against ids", "0 and 255 as in the other labels", f"values up to {found.values[-1]} alone",
                 "multiply it by 255 if they mean foreground",

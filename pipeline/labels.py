@@ -27,6 +27,7 @@ EMPTY_OUTLINE = "empty outline"
 BEYOND = 0.05
 """Share of an image's outlines that may lie beyond it, as careless drawing leaves them."""
 _SHOWN = 3
+_EMPTY = Remark("noted", "empty label", "no pixel is foreground")
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,10 @@ def from_raster(plane: np.ndarray, meaning: Meaning, threshold: int = 127) -> La
     check_values(found, meaning)
     if meaning.foreground is not None:
         return Label((plane > 0).astype(np.uint16), int((plane > 0).any()))
+    if plane.dtype == np.bool_:
+        plane = plane.astype(np.uint8)
+        if meaning.kind == "white":
+            return Label(plane.astype(np.uint16), found.values.size, () if found.values.size else (_EMPTY,))
     if meaning.kind == "white":
         return _from_white(plane, found, threshold)
     values = found.values[found.values != meaning.ignored] if meaning.ignored else found.values
@@ -244,7 +249,7 @@ def from_raster(plane: np.ndarray, meaning: Meaning, threshold: int = 127) -> La
     if meaning.ignored and values.size < found.values.size:
         remarks.append(Remark("noted", "ignored pixels", f"value {meaning.ignored} is left out of losses and metrics"))
     if not values.size:
-        remarks.append(Remark("noted", "empty label", "no pixel is foreground"))
+        remarks.append(_EMPTY)
     targets = np.arange(1, values.size + 1) if meaning.kind == "objects" else values
     raster = _mapped(plane, values, targets.astype(np.uint16))
     if meaning.ignored:
@@ -303,6 +308,8 @@ def _as_bytes(mask: np.ndarray) -> tuple[np.ndarray, bool]:
     if mask.dtype == np.uint8:
         return mask, False
     plane, remarks = integers(mask)
+    if plane.dtype == np.bool_:
+        plane = plane.astype(np.uint8) * 255
     if plane.dtype == np.uint8:
         return plane, bool(remarks)
     largest = int(plane.max(initial=0))
@@ -364,7 +371,7 @@ def _from_white(plane: np.ndarray, found: ValueSurvey, threshold: int) -> Label:
             Remark("repaired", "grey mask", f"{shades} pixel(s) between black and white, thresholded above {threshold}")
         )
     if not foreground.any():
-        remarks.append(Remark("noted", "empty label", "no pixel is foreground"))
+        remarks.append(_EMPTY)
     return Label(foreground.astype(np.uint16), int(foreground.any()), tuple(remarks))
 
 

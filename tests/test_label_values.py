@@ -120,10 +120,48 @@ def test_settings_that_the_values_cannot_give_are_refused() -> None:
     assert decided([blobs(generator, [1, 2, 3], 1)], "semantic").kind == "classes"
 
 
+def floats(plane: np.ndarray) -> np.ndarray:
+    return integers(plane.astype(np.float32))[0]
+
+
+@pytest.mark.parametrize("counts", [(5, 7, 1, 4), (5, 1, 1, 1, 1)])
+def test_an_image_of_one_object_has_the_meaning_of_the_others_in_floats_too(counts: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    planes = [blobs(generator, list(range(1, count + 1)), 1) for count in counts]
+    meaning = decided([floats(plane) for plane in planes])
+    assert meaning.kind == "objects"
+    for plane in planes:
+        np.testing.assert_array_equal(from_raster(floats(plane), meaning).raster, plane)
+
+
+def test_a_file_of_class_1_alone_keeps_its_class_in_floats_beside_ignored_pixels() -> None:
+    generator = np.random.default_rng(0)
+    planes = [blobs(generator, [1, 2, 255], 5), blobs(generator, [1], 5)]
+    meaning = decided([floats(plane) for plane in planes], "semantic")
+    assert (meaning.kind, meaning.ignored) == ("classes", 255)
+    np.testing.assert_array_equal(from_raster(floats(planes[1]), meaning).raster, planes[1])
+
+
+def test_floats_of_0_and_1_alone_are_foreground_beside_shades_and_by_themselves() -> None:
+    mask = np.kron(blobs(np.random.default_rng(0), [1], 9), np.ones((4, 4), np.uint8))
+    soft = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.4)
+    white = blobs(np.random.default_rng(1), [255], 5)
+    for others in ([integers(soft)[0]], [white], []):
+        meaning = decided([floats(mask), *others])
+        assert meaning.kind == ("white" if others else "classes")
+        label = from_raster(floats(mask), meaning)
+        np.testing.assert_array_equal(label.raster, mask)
+        assert (label.count, label.remarks) == (1, ())
+    with pytest.raises(ValueError, match=r"label_kind=instance: expected object ids, found masks of 0 and 1 .*set "):
+        decided([floats(mask)], "instance")
+    assert decided([floats(blobs(np.random.default_rng(2), [1], 1))], "instance").kind == "objects"
+
+
 @pytest.mark.parametrize(
     ("plane", "expected", "listed"),
     [
-        (np.array([[True, False]]), [[255, 0]], []),
+        (np.array([[True, False]]), [[True, False]], []),
+        (np.array([[0.0, 1.0]], np.float32), [[False, True]], ["float mask"]),
         (np.array([[0.0, 0.5, 1.0]], np.float32), [[0, 128, 255]], ["float mask"]),
         (np.array([[0.0, 3.0]], np.float32), [[0, 3]], ["float mask"]),
         (np.array([[0, 3]], np.int32), [[0, 3]], []),
@@ -131,7 +169,7 @@ def test_settings_that_the_values_cannot_give_are_refused() -> None:
 )
 def test_planes_of_any_dtype_become_integers(plane: np.ndarray, expected: list, listed: list[str]) -> None:
     whole, remarks = integers(plane)
-    assert whole.dtype.kind in "ui" and whole.tolist() == expected
+    assert whole.dtype.kind in "bui" and whole.tolist() == expected
     assert [remark.fault for remark in remarks] == listed
 
 
