@@ -84,7 +84,8 @@ class IngestSettings(Settings):
     """Bits that images of more than 8 bits a channel are scaled from; by default the fewest of 10, 12, 14 and 16 that
     hold the largest value of the data set. A trained run keeps them, and looks at other images so."""
     threshold: int = Field(default=127, ge=0, le=65534)
-    """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed."""
+    """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed. Levels
+    that fill areas (0/128/255) are classes with label_kind=semantic, and otherwise a fault unless this is given."""
     group_csv: Path | None = None
     """CSV with the columns case_id and group (optionally stratum), joined on the case id; below the raw folder."""
     group_pattern: str | None = None

@@ -7,9 +7,10 @@ a very dark 0/255 mask, and an image with one object like a binary one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import cv2
 import numpy as np
 
 from pipeline.records.case import IGNORED, MAXIMUM_OBJECTS
@@ -22,6 +23,12 @@ LOW, BRIGHT = 32, 0.9
 REGIONS_A_VALUE = 1.25
 """Object ids form about one connected region each; class ids form many."""
 
+MOST_LEVELS = 8
+"""Values above 0 in a data set of flat levels, at most; edges in shades, and compression, bring many more."""
+FLAT = 0.25
+"""Share of a level's pixels whose 8 neighbours all have its value: none of a shade along edges, most of an area."""
+_AROUND = np.ones((3, 3), np.uint8)
+
 
 @dataclass(frozen=True)
 class ValueSurvey:
@@ -29,7 +36,8 @@ class ValueSurvey:
 
     values, counts: distinct values above 0 and their pixels; white: 255, or 65535 where values exceed it, or None;
     regions: connected regions of equal value above 0 (8 neighbours); either: whether it is of 0 and 1 that may be black
-    and white as well as ids.
+    and white as well as ids; inner: where there are few values, and shades between black and white among them, the
+    pixels of each value whose 8 neighbours have it too, else none.
     """
 
     values: np.ndarray
@@ -37,6 +45,7 @@ class ValueSurvey:
     white: int | None
     regions: int
     either: bool = False
+    inner: np.ndarray | None = None
 
     @property
     def only_white(self) -> bool:
@@ -48,19 +57,25 @@ class ValueSurvey:
         """Whether the raster holds small values alone, and some."""
         return self.values.size > 0 and int(self.values[-1]) <= LOW
 
+    def shades(self, white: int) -> np.ndarray:
+        """Whether each value lies between what may be a class id and what is nearly white: (values,) bool."""
+        return (self.values > LOW) & (self.values < BRIGHT * white)
+
 
 @dataclass(frozen=True)
 class Meaning:
     """What the values of a data set's label rasters mean.
 
     kind: white (0/255 foreground), classes or objects; ignored: the value that means unknown, or None; evidence: why;
-    foreground: the one value above 0 where that is another than white.
+    foreground: the one value above 0 where that is another than white; levels: the values above 0, rising, of rasters
+    of flat levels: classes 1, 2, ... in this order, or what is no shade of white.
     """
 
     kind: Literal["white", "classes", "objects"]
     ignored: int | None
     evidence: str
     foreground: int | None = None
+    levels: tuple[int, ...] = ()
 
 
 def survey(plane: np.ndarray) -> ValueSurvey:
@@ -80,7 +95,12 @@ def survey(plane: np.ndarray) -> ValueSurvey:
     largest = int(values[-1])
     white = 255 if largest <= 255 else 65535 if largest <= 65535 else None
     regions = int(connected(plane, connectivity=2, return_num=True)[1]) if above.any() else 0
-    return ValueSurvey(values[above], counts[above], white, regions, either)
+    found = ValueSurvey(values[above], counts[above], white, regions, either)
+    if white is None or found.values.size > MOST_LEVELS or not found.shades(white).any():
+        return found
+    whole = plane.astype(np.uint16)
+    even = cv2.erode(whole, _AROUND) == cv2.dilate(whole, _AROUND)
+    return replace(found, inner=np.bincount(whole[even], minlength=white + 1)[found.values])
 
 
 def integers(plane: np.ndarray) -> tuple[np.ndarray, list[Remark]]:
@@ -112,11 +132,15 @@ def integers(plane: np.ndarray) -> tuple[np.ndarray, list[Remark]]:
     return plane, []
 
 
-def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "instance", "semantic"]) -> Meaning:
+def meaning_of(
+    surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "instance", "semantic"], *, one_class: bool = False
+) -> Meaning:
     """Decide over a whole data set what the values of its label rasters mean.
 
     White (0/255): most pixels above 0 are white or nearly so, and no file holds white beside a few small values alone;
     or all files share a single value that no small class id is (0/128, 0/200).
+    Flat levels (0/128/255, each over areas) are classes where label_kind is semantic, and are no shades: check_values
+    refuses them otherwise, unless one_class says that a threshold was set for them.
     Objects: ids of about one connected region each (REGIONS_A_VALUE), numbered from 1 where there are few.
     Classes: otherwise. 255 beside small class ids of one raster is the ignored value.
     Where more rasters hold small values alone than hold white, it is not white: check_values then names the few.
@@ -125,13 +149,17 @@ def meaning_of(surveys: Sequence[ValueSurvey], label_kind: Literal["auto", "inst
     """
     if not surveys or not any(entry.values.size for entry in surveys):
         return Meaning("classes", None, "every label is empty")
-    if _is_white([entry for entry in surveys if not entry.either]):
+    told_apart = [entry for entry in surveys if not entry.either]
+    levels = _flat_levels(told_apart) if label_kind != "instance" else ()
+    if levels and label_kind == "semantic":
+        return Meaning("classes", None, f"{_listed(levels)} over areas, which became 1 to {len(levels)}", levels=levels)
+    if levels or _is_white(told_apart):
         if label_kind == "instance":
             raise ValueError(
                 "ingest.label_kind=instance: expected object ids, found 0/255 masks, which do not tell touching "
                 "objects apart; set ingest.label_kind=semantic, or give 16-bit rasters of object ids"
             )
-        return Meaning("white", None, "0 and 255, or shades between")
+        return Meaning("white", None, "0 and 255, or shades between", levels=() if one_class else levels)
     ids = sorted({int(value) for entry in surveys for value in entry.values})
     if len(ids) == 1 and LOW < ids[0] < IGNORED and label_kind != "instance":
         return Meaning("white", None, f"0 and {ids[0]}, which is taken for white", ids[0])
@@ -173,6 +201,15 @@ def check_values(found: ValueSurvey, meaning: Meaning) -> None:
                 "0/255 against ids", "0 and 255 as in the other labels", f"values up to {found.values[-1]} alone",
                 "multiply it by 255 if they mean foreground",
             )  # fmt: skip
+        if len(meaning.levels) > 1 and found.shades(meaning.levels[-1]).any():
+            raise FaultyFile(
+                "flat levels", "0 and 255, with shades along edges alone, or class ids",
+                f"{_listed([0, *found.values.tolist()])} over areas",
+                "save class ids 0, 1, 2, ..., or set ingest.label_kind=semantic where each level is a class, or "
+                "ingest.threshold where what lies above it is the only one",
+            )  # fmt: skip
+        return
+    if meaning.levels:
         return
     if found.only_white and found.white == 255 and meaning.ignored != 255:
         raise FaultyFile(
@@ -188,6 +225,26 @@ def too_many(count: int) -> FaultyFile:
     return FaultyFile(
         "too many objects", f"at most {MAXIMUM_OBJECTS:,}, as 16 bits hold", f"{count:,}", "cut the image into tiles"
     )
+
+
+def _listed(levels: Sequence[int]) -> str:
+    return "the levels " + ", ".join(map(str, levels))
+
+
+def _flat_levels(surveys: Sequence[ValueSurvey]) -> tuple[int, ...]:
+    """The values above 0 of a data set that has white, few others, none small, and one at least that fills areas."""
+    levels = sorted({int(value) for entry in surveys for value in entry.values})
+    if not 1 < len(levels) <= MOST_LEVELS or levels[0] <= LOW or levels[-1] not in (255, 65535):
+        return ()
+    for level in levels:
+        pixels = even = 0
+        for entry in surveys:
+            if entry.inner is not None:
+                pixels += int(entry.counts[entry.values == level].sum())
+                even += int(entry.inner[entry.values == level].sum())
+        if level < BRIGHT * levels[-1] and even > FLAT * pixels:
+            return tuple(levels)
+    return ()
 
 
 def _is_white(surveys: Sequence[ValueSurvey]) -> bool:

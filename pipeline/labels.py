@@ -230,10 +230,12 @@ def difference(label: np.ndarray, other: np.ndarray) -> str | None:
 def from_raster(plane: np.ndarray, meaning: Meaning, threshold: int = 127) -> Label:
     """Turn one plane of values, as `integers` gives it, into a label raster under the data set's meaning.
 
-    White: above the threshold (on the scale 0..255) is class 1; shades are listed. Classes: as they are. Objects:
-    renumbered 1..n in rising order; objects in several pieces are listed and stay one.
+    White: above the threshold (on the scale 0..255) is class 1; shades are listed. Classes: as they are, or by the
+    place of their level. Objects: renumbered 1..n in rising order; objects in several pieces are listed and stay one.
     Raises FaultyFile as check_values does.
     """
+    if plane.dtype == np.bool_ and meaning.levels:
+        plane = plane.astype(np.uint16) * meaning.levels[-1]
     found = survey(plane)
     check_values(found, meaning)
     if meaning.foreground is not None:
@@ -251,6 +253,10 @@ def from_raster(plane: np.ndarray, meaning: Meaning, threshold: int = 127) -> La
     if not values.size:
         remarks.append(_EMPTY)
     targets = np.arange(1, values.size + 1) if meaning.kind == "objects" else values
+    if meaning.levels:
+        targets = np.searchsorted(meaning.levels, values) + 1
+        told = ", ".join(f"{value} became class {target}" for value, target in zip(values, targets, strict=True))
+        remarks += [Remark("repaired", "flat levels", told)] if told else []
     raster = _mapped(plane, values, targets.astype(np.uint16))
     if meaning.ignored:
         raster[plane == meaning.ignored] = IGNORED

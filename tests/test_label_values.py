@@ -63,6 +63,52 @@ def test_few_objects_an_image_are_objects_where_their_number_varies() -> None:
     assert decided(regions).kind == "classes"
 
 
+@pytest.mark.parametrize("share", [0.2, 0.8])
+@pytest.mark.parametrize("deep", [1, 257])
+def test_flat_levels_are_no_shades(share: float, deep: int) -> None:
+    generator = np.random.default_rng(0)
+    values = [128] * int(10 * share) + [255] * int(10 - 10 * share)
+    planes = [np.kron(blobs(generator, values, 1), np.ones((3, 3), np.uint8)).astype(np.uint16) for _ in range(3)]
+    planes = [plane * deep if deep > 1 else plane.astype(np.uint8) for plane in planes]
+    white = np.where(planes[0] > 128 * deep, planes[0], 0)
+    meaning = decided([*planes, white])
+    assert meaning.kind == "white"
+    check_values(survey(white), meaning)
+    found = rf"found the levels 0, {128 * deep}, {255 * deep} over areas; save class ids .* or ingest.threshold where"
+    with pytest.raises(FaultyFile, match=rf"flat levels: expected 0 and 255, with shades along edges alone.*{found}"):
+        from_raster(planes[0], meaning)
+    classes = decided([*planes, white], "semantic")
+    label = from_raster(planes[0], classes)
+    np.testing.assert_array_equal(label.raster, np.searchsorted([0, 128 * deep, 255 * deep], planes[0]))
+    assert [remark.fault for remark in label.remarks] == ["flat levels"] and label.count == 2
+    np.testing.assert_array_equal(from_raster(white, classes).raster, 2 * (white > 0))
+    one_class = meaning_of([survey(plane) for plane in planes], "auto", one_class=True)
+    np.testing.assert_array_equal(from_raster(planes[0], one_class, 200).raster, planes[0] > 200 * deep)
+
+
+def test_flat_levels_of_floats_keep_their_places() -> None:
+    generator = np.random.default_rng(0)
+    planes = [np.kron(blobs(generator, [128, 255], 3), np.ones((3, 3), np.uint8)) for _ in range(3)]
+    planes[1][planes[1] == 128] = 0
+    parts = [integers(np.round(plane / 255, 1).astype(np.float32))[0] for plane in planes]
+    classes = decided(parts, "semantic")
+    for part, plane in zip(parts, planes, strict=True):
+        np.testing.assert_array_equal(from_raster(part, classes).raster, np.searchsorted([0, 128, 255], plane))
+
+
+def test_a_shade_along_edges_is_no_level() -> None:
+    planes = []
+    for seed in range(3):
+        fine = np.kron(blobs(np.random.default_rng(seed), [255], 9), np.ones((4, 4), np.uint8))
+        fine = np.roll(fine, 1, axis=1)
+        planes.append(cv2.resize(fine, (64, 64), interpolation=cv2.INTER_AREA))
+    assert np.unique(planes).tolist() == [0, 128, 255]
+    meaning = decided(planes)
+    assert meaning.kind == "white"
+    for plane in planes:
+        assert [remark.fault for remark in from_raster(plane, meaning).remarks] == ["grey mask"]
+
+
 def test_255_beside_class_ids_is_the_ignored_value() -> None:
     plane = blobs(np.random.default_rng(0), [1, 2, 255], 5)
     mostly_unknown = np.where(plane == 0, 255, plane).astype(np.uint8)

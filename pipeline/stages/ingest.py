@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from tqdm import tqdm
@@ -90,7 +91,8 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
             )
         cases, faults, excluded = _wanted(dataset, settings)
         checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
-        meaning, odd = _meaning(checked, settings.label_kind if settings.label_kind != "auto" else dataset.label_kind)
+        told = settings.label_kind if settings.label_kind != "auto" else dataset.label_kind
+        meaning, odd = _meaning(checked, told, one_class="threshold" in settings.model_fields_set)
         faults = sorted({*faults, *odd, *(fault for one in checked for fault in one.faults)})
         if faults and not settings.exclude_faulty:
             raise ValueError(_all_told(faults, len(cases), paths))
@@ -262,12 +264,15 @@ def _name_faults(cases: Sequence[RawCase]) -> list[Fault]:
     return faults
 
 
-def _meaning(checked: Sequence[Checked], kind: LabelKind | None) -> tuple[Meaning | None, list[Fault]]:
+def _meaning(
+    checked: Sequence[Checked], kind: LabelKind | None, *, one_class: bool
+) -> tuple[Meaning | None, list[Fault]]:
     """Decide what label rasters mean, where there are any, and name those that do not fit."""
     surveyed = [(one, one.survey) for one in checked if one.survey is not None and not one.faults]
     if not surveyed:
         return None, []
-    meaning = meaning_of([found for _, found in surveyed], kind if kind == "instance" or kind == "semantic" else "auto")
+    of_ids: Literal["auto", "instance", "semantic"] = kind if kind == "instance" or kind == "semantic" else "auto"
+    meaning = meaning_of([found for _, found in surveyed], of_ids, one_class=one_class)
     faults = []
     for one, found in surveyed:
         try:

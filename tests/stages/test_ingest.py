@@ -396,6 +396,17 @@ def test_0_255_pairs_are_semantic_and_grey_edges_are_thresholded(tmp_path: Path)
     assert [int(raw.label(name).sum()) for name in "0123"] == [41, 30, 0, 16]
 
 
+def test_flat_levels_are_refused_by_name_until_it_is_said_what_they_are(tmp_path: Path) -> None:
+    files = pairs(4)
+    files["masks/1.png"] = square(2, 2, 6, value=128) + square(10, 10, 6)
+    raw = Raw(tmp_path).put(files)
+    assert "masks/1.png: expected 0 and 255, with shades along edges alone, or class ids, found the" in raw.refusal()
+    raw.run("ingest.label_kind=semantic")
+    assert np.unique(raw.label("1")).tolist() == [0, 1, 2]
+    Raw(tmp_path / "set").put(files).run("ingest.threshold=127")
+    assert np.unique(Raw(tmp_path / "set").label("1")).tolist() == [0, 1]
+
+
 def test_a_0_1_mask_among_0_255_masks_is_refused_by_name(tmp_path: Path) -> None:
     raw = Raw(tmp_path).put({**pairs(), "masks/2.png": square(2, 2, 4, 1)})
     assert (
