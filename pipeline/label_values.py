@@ -22,7 +22,9 @@ LOW, BRIGHT = 32, 0.9
 """Values up to LOW can be class ids; values from BRIGHT of 255 (or 65535) count as white."""
 REGIONS_A_VALUE = 1.25
 """Object ids form about one connected region each; class ids form many."""
-
+FEW, ALMOST_ONE = 5, 1.1
+"""More ids than FEW, all there in every image and of ALMOST_ONE connected region each, are objects however alike their
+number is: hardly an image has one region of each of so many classes."""
 MOST_LEVELS = 8
 """Values above 0 in a data set of flat levels, at most; edges in shades, and compression, bring many more."""
 FLAT = 0.25
@@ -68,7 +70,8 @@ class Meaning:
 
     kind: white (0/255 foreground), classes or objects; ignored: the value that means unknown, or None; evidence: why;
     foreground: the one value above 0 where that is another than white; levels: the values above 0, rising, of rasters
-    of flat levels: classes 1, 2, ... in this order, or what is no shade of white.
+    of flat levels: classes 1, 2, ... in this order, or what is no shade of white; doubt: whether ids could be of
+    classes as well as of objects.
     """
 
     kind: Literal["white", "classes", "objects"]
@@ -76,6 +79,7 @@ class Meaning:
     evidence: str
     foreground: int | None = None
     levels: tuple[int, ...] = ()
+    doubt: bool = False
 
 
 def survey(plane: np.ndarray) -> ValueSurvey:
@@ -141,7 +145,8 @@ def meaning_of(
     or all files share a single value that no small class id is (0/128, 0/200).
     Flat levels (0/128/255, each over areas) are classes where label_kind is semantic, and are no shades: check_values
     refuses them otherwise, unless one_class says that a threshold was set for them.
-    Objects: ids of about one connected region each (REGIONS_A_VALUE), numbered from 1 where there are few.
+    Objects: ids of about one connected region each (REGIONS_A_VALUE), numbered from 1 where there are few; then their
+    number varies, or is above FEW.
     Classes: otherwise. 255 beside small class ids of one raster is the ignored value.
     Where more rasters hold small values alone than hold white, it is not white: check_values then names the few.
     Rasters of 0 and 1 that may be either are what the others are: foreground beside white, ids beside ids and alone.
@@ -170,6 +175,7 @@ def meaning_of(
     largest = max((value for value in ids if value != ignored), default=0)
     pairs = sum(int((entry.values != ignored).sum()) for entry in surveys)
     ratio = sum(entry.regions for entry in surveys) / max(1, pairs)
+    doubt = False
     evidence = f"values up to {largest}, {ratio:.2f} connected regions a value"
     if label_kind == "instance" and ratio > REGIONS_A_VALUE and all(entry.either for entry in surveys):
         raise ValueError(
@@ -178,11 +184,13 @@ def meaning_of(
         )
     if label_kind == "auto":
         counted = [entry for entry in surveys if entry.values.size]
-        numbered = [entry.values[-1] == entry.values.size for entry in counted]
+        numbered = bool(np.mean([entry.values[-1] == entry.values.size for entry in counted]) >= 0.9)
         sizes = {entry.values.size for entry in counted}
-        like_counts = largest > LOW or (np.mean(numbered) >= 0.9 and len(sizes) > 1)
+        many = numbered and max(sizes) > FEW
+        like_counts = largest > LOW or (numbered and len(sizes) > 1) or (many and ratio <= ALMOST_ONE)
         objects = largest > 1 and ratio <= REGIONS_A_VALUE and like_counts
         kind = "objects" if objects or largest > MAXIMUM_CLASSES else "classes"
+        doubt = 1 < largest <= LOW and ratio <= REGIONS_A_VALUE and not (objects and many)
     else:
         kind = "objects" if label_kind == "instance" else "classes"
     if kind == "classes" and largest > MAXIMUM_CLASSES:
@@ -190,7 +198,7 @@ def meaning_of(
             f"ingest.label_kind=semantic: expected class ids of 0..{MAXIMUM_CLASSES}, found {evidence}; "
             "set ingest.label_kind=instance if these are object ids"
         )
-    return Meaning("objects" if kind == "objects" else "classes", ignored, evidence)
+    return Meaning("objects" if kind == "objects" else "classes", ignored, evidence, doubt=doubt)
 
 
 def check_values(found: ValueSurvey, meaning: Meaning) -> None:

@@ -109,6 +109,30 @@ def test_a_shade_along_edges_is_no_level() -> None:
         assert [remark.fault for remark in from_raster(plane, meaning).remarks] == ["grey mask"]
 
 
+@pytest.mark.parametrize(("images", "count", "empty"), [(3, 12, 0), (16, 6, 0), (1, 8, 5)])
+def test_many_ids_of_one_region_each_are_objects_however_alike_their_number(
+    images: int, count: int, empty: int
+) -> None:
+    generator = np.random.default_rng(0)
+    planes = [blobs(generator, list(range(1, count + 1)), 1) for _ in range(images)]
+    meaning = decided(planes + [np.zeros((32, 32), np.uint8)] * empty)
+    assert (meaning.kind, meaning.doubt) == ("objects", False)
+    # As many classes, some of them in more places than one.
+    spread = [blobs(generator, list(range(1, count + 1)), 2) for _ in range(images)]
+    assert (decided(spread).kind, decided(spread).doubt) == ("classes", False)
+
+
+def test_few_ids_of_one_region_each_are_in_doubt_unless_it_is_said_what_they_are() -> None:
+    generator = np.random.default_rng(0)
+    alike = [blobs(generator, [1, 2, 3], 1) for _ in range(4)]
+    varied = [blobs(generator, list(range(1, count + 1)), 1) for count in (2, 3, 4)]
+    assert [(decided(planes).kind, decided(planes).doubt) for planes in (alike, varied)] == [
+        ("classes", True), ("objects", True),
+    ]  # fmt: skip
+    assert not decided(alike, "semantic").doubt and not decided(varied, "instance").doubt
+    assert not decided([blobs(generator, [1], 1)]).doubt
+
+
 def test_255_beside_class_ids_is_the_ignored_value() -> None:
     plane = blobs(np.random.default_rng(0), [1, 2, 255], 5)
     mostly_unknown = np.where(plane == 0, 255, plane).astype(np.uint8)

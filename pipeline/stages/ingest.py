@@ -41,6 +41,7 @@ _SHOWN_FAULTS = 100
 _SHOWN_CASES = 10
 _FORBIDDEN = frozenset('<>:"/\\|?*')
 _LONGEST_NAME = 200
+_READ_AS = {"white": "foreground", "classes": "class ids", "objects": "object ids"}
 
 
 def prepare(config: Config, paths: Paths) -> None:
@@ -119,7 +120,7 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
             raise ValueError(f"{paths.raw}: expected labels that know something, found {len(checked_all)} all unknown")
         forget()
         findings = [*dataset.findings, *excluded, *(finding for one in done for finding in one.findings)]
-        findings += _copy_sample(raw, dataset, paths)
+        findings += [*_copy_sample(raw, dataset, paths), *_doubted(meaning)]
     of_ids: LabelKind = "semantic" if meaning is not None and meaning.kind != "objects" else "instance"
     kind = dataset.label_kind or of_ids
     if kind == "semantic":
@@ -332,6 +333,18 @@ def _copy_sample(raw: RawFolder, dataset: RawDataset, paths: Paths) -> list[Find
     return [Finding("", "noted", "sample submission differs", detail)]
 
 
+def _doubted(meaning: Meaning | None) -> list[Finding]:
+    """Note that ids were read as one kind where they could be of the other."""
+    if meaning is None or not meaning.doubt:
+        return []
+    one, other = ("semantic", "instance") if meaning.kind == "classes" else ("instance", "semantic")
+    detail = (
+        f"read as {_READ_AS[meaning.kind]} ({meaning.evidence}), which few images and few ids do not tell for certain; "
+        f"set ingest.label_kind={other} if they are of the other kind, {one} if this is right"
+    )
+    return [Finding("", "noted", "class or object ids", detail)]
+
+
 def _summary(
     done: Sequence[Checked], findings: Sequence[Finding], layout: str, kind: LabelKind, meaning: Meaning | None
 ) -> list[str]:
@@ -351,8 +364,8 @@ def _summary(
         f"layout {layout}",
     ]
     if meaning is not None:
-        read_as = {"white": "foreground", "classes": "class ids", "objects": "object ids"}[meaning.kind]
-        lines[1] += f"; labels read as {read_as} ({meaning.evidence}); where that is wrong, set ingest.label_kind"
+        read_as = f"{_READ_AS[meaning.kind]} ({meaning.evidence})"
+        lines[1] += f"; labels read as {read_as}; where that is wrong, set ingest.label_kind"
     return lines
 
 

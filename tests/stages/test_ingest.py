@@ -396,6 +396,20 @@ def test_0_255_pairs_are_semantic_and_grey_edges_are_thresholded(tmp_path: Path)
     assert [int(raw.label(name).sum()) for name in "0123"] == [41, 30, 0, 16]
 
 
+def test_ids_that_could_be_of_either_kind_are_noted(tmp_path: Path) -> None:
+    files = pairs(3)
+    for number in range(3):
+        files[f"masks/{number}.png"] = square(2, 2, 6, value=1) + square(10, 10, 6, value=2)
+    raw = Raw(tmp_path).put(files)
+    raw.run()
+    assert {case.label_kind for case in raw.cases.values()} == {"semantic"}
+    (noted,) = (finding for finding in raw.findings if finding.fault == "class or object ids")
+    assert noted.action == "noted" and "read as class ids (values up to 2" in noted.detail
+    assert "set ingest.label_kind=instance if" in noted.detail
+    raw.run("ingest.label_kind=semantic")
+    assert "class or object ids" not in {finding.fault for finding in raw.findings}
+
+
 def test_flat_levels_are_refused_by_name_until_it_is_said_what_they_are(tmp_path: Path) -> None:
     files = pairs(4)
     files["masks/1.png"] = square(2, 2, 6, value=128) + square(10, 10, 6)
