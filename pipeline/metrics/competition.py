@@ -117,6 +117,7 @@ def _overlaps(truth: list[str], submitted: list[str], height: int, width: int) -
         truth_areas=areas,
         predicted_ids=np.arange(1, len(submitted) + 1),
         predicted_areas=predicted_areas,
+        predicted_ignored=np.zeros_like(predicted_areas),
         pair_truth=pair_truth,
         pair_predicted=pair_predicted,
         intersections=table[pair_truth, pair_predicted],

@@ -2,6 +2,11 @@
 
 Empty images: where there is no object in truth nor prediction every score is 1; where there are objects on one side
 only every score is 0.
+
+Ignored pixels (65535 in the truth: unknown, unsure, crowds) are removed from both sides before anything is compared. A
+predicted object that then matches nothing, and had a larger share of its own pixels among them than the IoU that a
+match must be above, is no false positive: `left_out` tells every score which those are. Panoptic quality has that rule
+of void labels (Kirillov et al. 2019, doi:10.1109/CVPR.2019.00963), COCO's average precision of crowds.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ class Overlaps:
 
     truth_ids, truth_areas: (truth objects,) int64, ids rising, areas in pixels.
     predicted_ids, predicted_areas: (predicted objects,) int64, the same.
+    predicted_ignored: (predicted objects,) int64 pixels that lie in ignored ones of the truth; no area holds them.
     pair_truth, pair_predicted: (pairs,) int64 positions in truth_ids and predicted_ids, by truth, then by prediction.
     intersections: (pairs,) int64 pixels, all above 0.
     """
@@ -36,6 +42,7 @@ class Overlaps:
     truth_areas: np.ndarray
     predicted_ids: np.ndarray
     predicted_areas: np.ndarray
+    predicted_ignored: np.ndarray
     pair_truth: np.ndarray
     pair_predicted: np.ndarray
     intersections: np.ndarray
@@ -53,6 +60,7 @@ class Overlaps:
             self.truth_areas[truth],
             self.predicted_ids[predicted],
             self.predicted_areas[predicted],
+            self.predicted_ignored[predicted],
             (np.cumsum(truth) - 1)[self.pair_truth[pairs]],
             (np.cumsum(predicted) - 1)[self.pair_predicted[pairs]],
             self.intersections[pairs],
@@ -118,7 +126,7 @@ class Errors:
     covers at least a tenth of the other.
     merged: predictions with two or more truth objects as pieces. split: truth objects with two or more predictions as
     pieces. missed: truth objects without match that are neither split nor a piece of a merged prediction.
-    spurious: predictions without match that are neither merged nor a piece of a split truth object.
+    spurious: predictions without match that are neither merged nor a piece of a split truth object, nor left out.
     """
 
     missed: np.ndarray
@@ -131,23 +139,29 @@ def overlaps(truth: np.ndarray, prediction: np.ndarray) -> Overlaps:
     """Count shared pixels of all objects; ids need not be contiguous.
 
     truth, prediction: (height, width) integer or bool labels of one shape, 0 background. Truth pixels of 65535 are
-    removed from both sides. Raises ValueError for differing shapes, other dtypes, ids outside 0..65535, or
-    65535 in the prediction.
+    removed from both sides, and with them the predicted objects that have no others. Raises ValueError for differing
+    shapes, other dtypes, ids outside 0..65535, or 65535 in the prediction.
     """
     _check(truth, prediction)
     of_truth, of_prediction, counts = _count_pairs(truth, prediction)
     if of_prediction.max(initial=0) == IGNORED:
         raise ValueError(f"expected predicted ids below {IGNORED}, which means ignored, found it in the prediction")
     kept = of_truth != IGNORED
+    hidden_ids, hidden_counts = of_prediction[~kept], counts[~kept]
     of_truth, of_prediction, counts = of_truth[kept], of_prediction[kept], counts[kept]
     truth_ids, truth_areas = _areas(of_truth, counts)
     predicted_ids, predicted_areas = _areas(of_prediction, counts)
+    predicted_ignored = np.zeros_like(predicted_areas)
+    if hidden_ids.size:
+        partly = np.isin(hidden_ids, predicted_ids)
+        predicted_ignored[np.searchsorted(predicted_ids, hidden_ids[partly])] = hidden_counts[partly]
     shared = (of_truth > 0) & (of_prediction > 0)
     return Overlaps(
         truth_ids,
         truth_areas,
         predicted_ids,
         predicted_areas,
+        predicted_ignored,
         np.searchsorted(truth_ids, of_truth[shared]),
         np.searchsorted(predicted_ids, of_prediction[shared]),
         counts[shared],
@@ -165,7 +179,7 @@ def average_precision(found: Overlaps, thresholds: Sequence[float] = THRESHOLDS)
     if found.both_empty:
         return 1.0
     tp, fp, fn = _detections(found, thresholds)
-    return float(np.mean(tp / (tp + fp + fn)))
+    return float(np.mean(_shares(tp, tp + fp + fn)))
 
 
 def average_precisions(found: Overlaps, kept: np.ndarray) -> np.ndarray:
@@ -176,8 +190,10 @@ def average_precisions(found: Overlaps, kept: np.ndarray) -> np.ndarray:
     """
     matched = _matched(found, THRESHOLDS)
     tp = kept[:, found.pair_predicted].astype(np.int64) @ matched.astype(np.int64)
-    all_objects = kept.sum(axis=1)[:, None] + found.truth_ids.size - tp
-    return np.where(all_objects > 0, tp / np.maximum(all_objects, 1), 1.0).mean(axis=1)
+    unheeded = left_out(found, THRESHOLDS)
+    some = unheeded.any(axis=1)
+    counted = kept.sum(axis=1)[:, None] - kept[:, some].astype(np.int64) @ unheeded[some].astype(np.int64)
+    return _shares(tp, counted + found.truth_ids.size - tp).mean(axis=1)
 
 
 def matched_predictions(found: Overlaps, thresholds: Sequence[float]) -> np.ndarray:
@@ -188,14 +204,29 @@ def matched_predictions(found: Overlaps, thresholds: Sequence[float]) -> np.ndar
     return matched
 
 
+def left_out(found: Overlaps, thresholds: Sequence[float]) -> np.ndarray:
+    """Tell which predicted objects count for nothing, nor as false positives: (predicted objects, thresholds) bool.
+
+    Those without a match at IoU strictly greater than a threshold of whose pixels a share strictly greater than it is
+    ignored in the truth.
+    """
+    if not found.predicted_ignored.any():
+        return np.zeros((found.predicted_ids.size, len(thresholds)), bool)
+    above, below = _in_whole_numbers(tuple(thresholds))
+    whole = found.predicted_areas + found.predicted_ignored
+    mostly_ignored = found.predicted_ignored[:, None] * below > whole[:, None] * above
+    return mostly_ignored & ~matched_predictions(found, thresholds)
+
+
 def panoptic_quality(found: Overlaps) -> PanopticQuality:
     """Panoptic quality of one class, matches at IoU above 0.5 (Kirillov et al. 2019, doi:10.1109/CVPR.2019.00963)."""
-    if found.both_empty:
+    objects = found.truth_ids.size + found.predicted_ids.size - int(np.count_nonzero(left_out(found, (0.5,))))
+    if not objects:
         return PanopticQuality(1.0, 1.0, 1.0)
     matched = _matched(found, (0.5,))[:, 0]
     count = int(np.count_nonzero(matched))
     quality = float(np.mean(found.intersections[matched] / found.unions[matched])) if count else 0.0
-    recognition = 2 * count / (found.truth_ids.size + found.predicted_ids.size)
+    recognition = 2 * count / objects
     return PanopticQuality(quality * recognition, quality, recognition)
 
 
@@ -204,7 +235,7 @@ def aggregated_jaccard(found: Overlaps) -> float:
 
     Each truth object takes the prediction of largest IoU (the lowest id where several tie), used before or not; their
     intersections and unions add up. Truth objects that nothing overlaps and predictions never taken add their area to
-    the unions.
+    the unions, but for predictions that are left out at IoU 0.5.
     """
     if found.both_empty:
         return 1.0
@@ -213,10 +244,10 @@ def aggregated_jaccard(found: Overlaps) -> float:
     best = order[np.flatnonzero(np.diff(by_truth, prepend=-1))]
     untouched = np.ones(found.truth_ids.size, bool)
     untouched[found.pair_truth[best]] = False
-    unused = np.ones(found.predicted_ids.size, bool)
+    unused = ~left_out(found, (0.5,))[:, 0]
     unused[found.pair_predicted[best]] = False
     union = found.unions[best].sum() + found.truth_areas[untouched].sum() + found.predicted_areas[unused].sum()
-    return float(found.intersections[best].sum() / union)
+    return float(found.intersections[best].sum() / union) if union else 1.0
 
 
 def errors(found: Overlaps) -> Errors:
@@ -228,7 +259,7 @@ def errors(found: Overlaps) -> Errors:
     merged = np.bincount(pair_predicted[truth_is_piece], minlength=found.predicted_ids.size) >= 2
     split = np.bincount(pair_truth[predicted_is_piece], minlength=found.truth_ids.size) >= 2
     matched = _matched(found, (0.5,))[:, 0]
-    truth_explained, predicted_explained = split.copy(), merged.copy()
+    truth_explained, predicted_explained = split.copy(), merged | left_out(found, (0.5,))[:, 0]
     truth_explained[pair_truth[matched | (truth_is_piece & merged[pair_predicted])]] = True
     predicted_explained[pair_predicted[matched | (predicted_is_piece & split[pair_truth])]] = True
     return Errors(
@@ -326,4 +357,10 @@ def _detections(found: Overlaps, thresholds: Sequence[float]) -> tuple[np.ndarra
     truth = np.zeros((found.truth_ids.size, len(thresholds)), bool)
     truth[found.pair_truth[pair], threshold] = True
     tp = np.count_nonzero(truth, axis=0)
-    return tp, np.count_nonzero(~matched_predictions(found, thresholds), axis=0), found.truth_ids.size - tp
+    heeded = ~(matched_predictions(found, thresholds) | left_out(found, thresholds))
+    return tp, np.count_nonzero(heeded, axis=0), found.truth_ids.size - tp
+
+
+def _shares(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Parts of wholes, 1 where there is nothing: all that was predicted may be left out."""
+    return np.where(wholes > 0, parts / np.maximum(wholes, 1), 1.0)

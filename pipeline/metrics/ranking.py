@@ -18,17 +18,20 @@ class Ranking:
         self.true_objects_ = 0
         self.confidences_: list[np.ndarray] = []
         self.matched_: list[np.ndarray] = []
+        self.counted_: list[np.ndarray] = []
 
     def add(self, foreground: np.ndarray, truth: np.ndarray, objects: np.ndarray) -> None:
         """Take one case in. foreground: (height, width) probability; truth, objects: (height, width) object ids.
 
         An object is as sure as its foreground is on average, as in submissions. What lies in ignored pixels of the
-        truth counts for nothing.
+        truth counts for nothing, as `instance.left_out` says.
         """
         found = instance.overlaps(truth, objects)
         self.true_objects_ += found.truth_ids.size
         self.confidences_.append(means_by_id(objects, foreground)[found.predicted_ids])
-        self.matched_.append(instance.matched_predictions(found, tuple(THRESHOLDS.values())))
+        thresholds = tuple(THRESHOLDS.values())
+        self.matched_.append(instance.matched_predictions(found, thresholds))
+        self.counted_.append(~instance.left_out(found, thresholds))
 
     def as_dict(self) -> dict[str, float]:
         """Return what metrics.json holds: the average precision at each of THRESHOLDS; empty where nothing was added.
@@ -40,11 +43,11 @@ class Ranking:
         if not self.matched_:
             return {}
         order = np.argsort(-np.concatenate(self.confidences_), kind="stable")
-        matched = np.concatenate(self.matched_)[order]
-        if not self.true_objects_ or not order.size:
-            return dict.fromkeys(THRESHOLDS, 0.0 if self.true_objects_ or order.size else 1.0)
-        found = np.cumsum(matched, axis=0)
-        precision = found / np.arange(1, order.size + 1)[:, None]
+        matched, counted = (np.concatenate(of_cases)[order] for of_cases in (self.matched_, self.counted_))
+        if not self.true_objects_:
+            empty = ~np.any(counted, axis=0)
+            return dict(zip(THRESHOLDS, empty.astype(float).tolist(), strict=True))
+        precision = np.cumsum(matched, axis=0) / np.maximum(np.cumsum(counted, axis=0), 1)
         best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
         areas = (best * matched).sum(axis=0) / self.true_objects_
         return {name: round(float(area), 6) for name, area in zip(THRESHOLDS, areas, strict=True)}

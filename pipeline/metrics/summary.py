@@ -29,7 +29,7 @@ EMPTY_POLICY = (
 IDENTITY_COLUMNS = ("case_id", "group", "stratum", "height", "width")
 SCORE_COLUMNS = {
     "truth_objects": "objects in the truth",
-    "predicted_objects": "objects in the prediction",
+    "predicted_objects": "objects in the prediction with pixels that are not ignored",
     "dice": "Dice of the foreground; several classes: mean over the classes present in truth or prediction",
     "iou": "intersection over union, likewise",
     "ap": "TP / (TP + FP + FN) of objects, mean over IoU above 0.50, 0.55, ..., 0.95",
@@ -44,11 +44,11 @@ SCORE_COLUMNS = {
     "rq": "F1 at IoU above 0.50",
     "aji": "aggregated Jaccard index (Kumar 2017)",
     "missed": "true objects without match that no merge or split explains",
-    "spurious": "predicted objects without match that no merge or split explains",
+    "spurious": "predicted objects without match that no merge or split explains, nor ignored pixels",
     "merged": "predicted objects that cover two or more true ones",
     "split": "true objects covered by two or more predicted ones",
     "tp_70": "objects matched at IoU above 0.70",
-    "fp_70": "predicted objects without match there",
+    "fp_70": "predicted objects without match there, but for those of which more than 0.70 is ignored in the truth",
     "fn_70": "true objects without match there",
     "tp": "true positive pixels; several classes: summed over classes",
     "fp": "false positive pixels",

@@ -54,14 +54,18 @@ def trace_layers(truth: np.ndarray, prediction: np.ndarray, *, objects: bool, to
     ignored = truth == IGNORED
     kept_truth = np.where(ignored, 0, truth)
     kept_prediction = np.where(ignored, 0, prediction)
-    found = _object_errors if objects else _region_errors
+    differences = (
+        _object_errors(truth, prediction, tolerance)
+        if objects
+        else _region_errors(kept_truth, kept_prediction, tolerance)
+    )
     return Layers(
         height=truth.shape[0],
         width=truth.shape[1],
         truth=trace(kept_truth, tolerance=tolerance),
         prediction=trace(kept_prediction, tolerance=tolerance),
         ignored=trace(ignored.astype(np.uint8), tolerance=tolerance),
-        errors=found(kept_truth, kept_prediction, tolerance),
+        errors=differences,
     )
 
 
@@ -128,7 +132,8 @@ def embed_image(image: np.ndarray, budget: int) -> tuple[str, float]:
 
 def _object_errors(truth: np.ndarray, prediction: np.ndarray, tolerance: float) -> dict[str, str]:
     found = errors(overlaps(truth, prediction))
-    sides = {"missed": truth, "spurious": prediction, "merged": prediction, "split": truth}
+    known = np.where(truth == IGNORED, 0, prediction)
+    sides = {"missed": truth, "spurious": known, "merged": known, "split": truth}
     return {kind: trace(sides[kind], getattr(found, kind), tolerance) for kind in ERROR_KINDS}
 
 

@@ -23,6 +23,7 @@ from pipeline.metrics.instance import (
     average_precisions,
     detections,
     errors,
+    left_out,
     overlaps,
     panoptic_quality,
 )
@@ -179,6 +180,47 @@ def test_ignored_pixels_leave_both_sides() -> None:
     found = overlaps(truth, prediction)
     assert found.truth_areas.tolist() == found.predicted_areas.tolist() == found.intersections.tolist() == [60]
     assert average_precision(found) == 1.0
+
+
+def test_a_prediction_mostly_within_ignored_pixels_is_no_false_positive() -> None:
+    truth = square(20, 8, size=90)
+    truth[50:80, 50:80] = IGNORED
+    prediction = square(20, 8, size=90)
+    prediction[50:81, 50:80] = 2  # sticks out by one row of 31
+    found = overlaps(truth, prediction)
+    assert (found.predicted_areas.tolist(), found.predicted_ignored.tolist()) == ([400, 30], [0, 900])
+    assert average_precision(found) == panoptic_quality(found).pq == aggregated_jaccard(found) == 1.0
+    assert detections(found, 0.95) == Detections(tp=1, fp=0, fn=0)
+    assert errors(found).spurious.size == 0
+    of_a_class = found.between(np.array([False]), np.array([False, True]))
+    assert panoptic_quality(of_a_class).pq == 1.0
+    assert average_precisions(found, np.array([[True, True], [True, False], [False, True]])).tolist() == [1, 1, 0]
+    truth[truth == 1] = 0
+    alone = overlaps(truth, np.where(prediction == 2, prediction, 0))
+    assert average_precision(alone) == panoptic_quality(alone).pq == aggregated_jaccard(alone) == 1.0
+
+
+@pytest.mark.parametrize(("rows", "spurious_at"), [(60, 10), (59, 9), (40, 5), (31, 0)])
+def test_how_much_must_be_ignored_is_how_much_a_match_must_share(rows: int, spurious_at: int) -> None:
+    truth, prediction = np.zeros((120, 90), np.uint16), np.zeros((120, 90), np.uint16)
+    truth[50:80, 50:80] = IGNORED
+    prediction[50 : 50 + rows, 50:80] = 1  # 30 rows of them ignored; exactly half, or 0.75, is not more
+    found = overlaps(truth, prediction)
+    assert sum(detections(found, threshold).fp for threshold in THRESHOLDS) == spurious_at
+    assert average_precision(found) == (10 - spurious_at) / 10
+    assert average_precisions(found, np.array([[True], [False]])).tolist() == [(10 - spurious_at) / 10, 1.0]
+
+
+def test_a_match_is_kept_however_much_of_it_is_ignored() -> None:
+    truth, prediction = np.full((20, 20), IGNORED, np.uint16), np.ones((20, 20), np.uint16)
+    truth[0, :10] = 7
+    found = overlaps(truth, prediction)
+    assert not left_out(found, THRESHOLDS).any()
+    assert average_precision(found) == panoptic_quality(found).pq == aggregated_jaccard(found) == 1.0
+    truth[1, :10], truth[0, :10] = 0, np.where(np.arange(10) < 4, 7, 0)  # 4 of 20 known pixels: too few to match
+    found = overlaps(truth, prediction)
+    assert left_out(found, THRESHOLDS)[:, :9].all() and detections(found, 0.5) == Detections(tp=0, fp=0, fn=1)
+    assert errors(found).spurious.size == 0
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -40,28 +40,40 @@ def test_what_is_empty_and_what_is_ignored() -> None:
     nothing, one = strips(0), strips(8)
     assert Ranking().as_dict() == {}
     for truth, found, expected in ((nothing, nothing, 1.0), (one, nothing, 0.0), (nothing, one, 0.0), (one, one, 1.0),
-                                   (np.where(one, IGNORED, 0).astype(np.uint16), one, 1.0)):  # fmt: skip
+                                   (np.where(one, IGNORED, 0).astype(np.uint16), one, 1.0),
+                                   (np.where(one, IGNORED, 0).astype(np.uint16), strips(10), 1.0)):  # fmt: skip
         ranking = Ranking()
         ranking.add(sure(found, 0.6), truth, found)
         assert ranking.as_dict() == dict.fromkeys(THRESHOLDS, expected)
 
 
+@pytest.mark.parametrize("crowds", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_pycocotools_counts_the_same(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pycocotools_counts_the_same(seed: int, crowds: bool, capsys: pytest.CaptureFixture[str]) -> None:
     generator = np.random.default_rng(seed)
     images, truths, results, ranking = [], [], [], Ranking()
     for image in range(1, 13):
         images.append({"id": image, "height": 10, "width": 300})
         truth = strips(*generator.choice([0, 7, 8, 9], 30).tolist())
         found = strips(*generator.choice([0, 4, 5, 6, 8, 10], 30).tolist())
+        if crowds:
+            # In places of their own: of what matches a true object COCO compares the ignored pixels too.
+            for place in range(0, 30, 3):
+                at = slice(10 * place, 10 * place + 10)
+                truth[:, at], true_side, crowd = 0, *generator.choice([[0, 5], [0, 7], [2, 6]])
+                truth[:, at][:, true_side : true_side + crowd] = IGNORED
+                truth[:, at][:, :true_side] = place + 1
+                if true_side:
+                    found[:, at] = np.where(np.arange(10) > 0, place + 1, 0)
         confidences = generator.permutation(30) / 40 + image / 1000
         ranking.add(np.concatenate([[0], confidences])[found], truth, found)
         for kind, mask in ((truths, truth), (results, found)):
             for number in np.unique(mask[mask > 0]):
                 encoded = coco_masks.encode(np.asfortranarray(mask == number).astype(np.uint8))
                 kind.append({
-                    "id": len(kind) + 1, "image_id": image, "category_id": 1, "segmentation": encoded, "iscrowd": 0,
-                    "area": int((mask == number).sum()), "score": float(confidences[number - 1]),
+                    "id": len(kind) + 1, "image_id": image, "category_id": 1, "segmentation": encoded,
+                    "iscrowd": int(number == IGNORED), "area": int((mask == number).sum()),
+                    "score": float(confidences[number - 1]) if kind is results else 0.0,
                 })  # fmt: skip
     coco = COCO()
     coco.dataset = {"images": images, "annotations": truths, "categories": [{"id": 1, "name": "nucleus"}]}

@@ -118,6 +118,9 @@ def test_ignored_pixels_are_on_neither_side(objects: bool) -> None:
     drawn = trace_layers(truth, prediction, objects=objects)
     assert drawn.truth == drawn.prediction == "" and set(drawn.errors.values()) == {""}
     assert len(polygons(drawn.ignored)) == 1
+    prediction[3:11, 3:9] = 1
+    drawn = trace_layers(truth, prediction, objects=objects)
+    assert len(polygons(drawn.prediction)) == 1 and set(drawn.errors.values()) == {""}
 
 
 def test_outlines_are_painted_inside_and_shaded_outside() -> None:
