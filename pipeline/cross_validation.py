@@ -20,7 +20,7 @@ from pipeline.doubted_labels import PICTURES, SHARE, caption, contradicted_share
 from pipeline.records.case import Case, read_cases
 from pipeline.records.files import write_json, write_text, written_aside
 from pipeline.records.paths import Paths
-from pipeline.records.split import PARTS, read_parts
+from pipeline.records.split import PARTS, read_groups, read_parts
 from pipeline.runner import run as run_stage
 
 PART = "out_of_fold"
@@ -106,7 +106,7 @@ def _split(configs: Sequence[Config], root: Path) -> None:
 def _seen_by_normaliser(config: Config, paths: Paths, tested: Sequence[Case]) -> list[str]:
     from pipeline.trained import open_run
 
-    told = open_run(paths.run_folder(str(config.normalise.run))).seen_among(tested, config)
+    told = open_run(paths.run_folder(str(config.normalise.run))).seen_among(tested, config, read_groups(paths))
     return [f"fold {config.split.fold}: normalise.run={config.normalise.run} learned from {told}"] if told else []
 
 

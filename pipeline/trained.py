@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,13 +150,15 @@ class TrainedRun:
             record["groups"] = self._groups_of([*record["trained_on"], *record["chosen_on"]["cases"]])
         return Seen.of_record(record, self.config.dataset)
 
-    def seen_among(self, cases: Sequence[Case], config: Config) -> str:
+    def seen_among(self, cases: Sequence[Case], config: Config, of_split: Mapping[str, str]) -> str:
         """Say in words which cases of config's data set this run has seen; nothing where it saw none of them.
 
-        A split that looks past given groups does so within its data set: a patient seen elsewhere was seen.
+        of_split: group in config's split by case id. A split that looks past given groups does so within its data set:
+        a patient seen elsewhere was seen. One that looks past pixels looks past the groups that they made.
         """
         by_group = config.split.groups in ("auto", "given") or self.config.dataset != config.dataset
-        return self.seen.told(config.dataset, cases, by_group)
+        found = of_split if config.split.groups in ("auto", "pixels") else {}
+        return self.seen.told(config.dataset, cases, by_group, found)
 
     def _groups_of(self, case_ids: Sequence[str]) -> list[str]:
         """Groups of cases as they were ingested: records of earlier versions do not name them."""
@@ -201,12 +203,15 @@ def _home(folder: Path) -> Path:
     return next((parent for parent in folder.parents if parent.parts[-2:] == ("data", "train")), folder.parent)
 
 
-def check_seen(config: Config, cases: Sequence[Case], runs: Sequence[TrainedRun]) -> dict[str, list[str]]:
+def check_seen(
+    config: Config, cases: Sequence[Case], of_split: Mapping[str, str], runs: Sequence[TrainedRun]
+) -> dict[str, list[str]]:
     """Refuse test cases that any of the runs learned from, was chosen by, or stands on another run that did.
 
-    Returns what metrics.json says of runs of which that cannot be told: nothing, or the sentences as seen_unchecked.
+    of_split: group in config's split by case id, so that another crop of a field that was seen is refused too. Returns
+    what metrics.json says of runs of which that cannot be told: nothing, or the sentences as seen_unchecked.
     """
-    told = [(run.folder, run.seen_among(cases, config)) for run in runs]
+    told = [(run.folder, run.seen_among(cases, config, of_split)) for run in runs]
     if used := [f"{words}, by the run in {folder}" for folder, words in told if words]:
         raise ValueError(
             "expected test cases that took no part in training or in choosing thresholds, found "

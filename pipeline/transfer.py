@@ -23,7 +23,7 @@ from pipeline.records.case import IGNORED, Case, read_cases
 from pipeline.records.files import write_json, write_text
 from pipeline.records.manifest import provenance
 from pipeline.records.paths import Paths
-from pipeline.records.split import read_split_table
+from pipeline.records.split import read_groups, read_split_table
 from pipeline.runner import run as run_stage
 from pipeline.stains import METHODS
 
@@ -200,7 +200,7 @@ def _unseen(
     """
     from pipeline.trained import check_seen
 
-    unchecked = check_seen(config, cases, runs)
+    unchecked = check_seen(config, cases, read_groups(paths), runs)
     copies = [f"{words}, by the run in {run.folder}" for run in runs for words in _copies(run, cases, config, paths)]
     if copies:
         raise ValueError(

@@ -156,7 +156,7 @@ def test_what_a_fold_lacks_is_told_of_every_fold_before_anything_is_trained(
         run_cross_validation(None, [*TINY, "split.validation_share=0"], tmp_path)
 
     class Trained:
-        def seen_among(self, cases: list[Case], config: Config) -> str:
+        def seen_among(self, cases: list[Case], config: Config, of_split: dict[str, str]) -> str:
             return f"{len(cases)} that did" if config.split.fold else ""
 
     monkeypatch.setattr("pipeline.trained.open_run", lambda folder: Trained())

@@ -12,8 +12,9 @@ from pipeline.outputs import Outputs
 from pipeline.records.case import Case, write_cases
 from pipeline.records.files import write_json, write_text
 from pipeline.records.paths import Paths
-from pipeline.stages.train import _inherited
-from pipeline.trained import NEEDED, named_run, open_run
+from pipeline.records.seen import Seen
+from pipeline.stages.train import _inherited, _write_chosen
+from pipeline.trained import NEEDED, check_seen, named_run, open_run
 
 
 def put(root: Path, run: str, names: tuple[str, ...]) -> None:
@@ -63,11 +64,26 @@ def test_a_split_past_patients_looks_past_those_of_its_own_data_set_alone(
 ) -> None:
     trained = open_run(Paths.of(stain, tmp_path).train)
     here, there = (load_config(None, [f"split.groups={groups}", f"dataset={name}"]) for name in ("pairs", "slides"))
-    again = trained.seen_among([case("c", "patient-1", "pairs")], here)
+    again = trained.seen_among([case("c", "patient-1", "pairs")], here, {})
     assert bool(again) == (groups in ("auto", "given"))
-    assert trained.seen_among([case("a", "patient-1", "pairs")], here).startswith("1 that did (a)")
-    assert trained.seen_among([case("x", "patient-1", "slides")], there).startswith("1 that did (x)")
-    assert trained.seen_among([case("x", "patient-3", "slides")], there) == ""
+    assert trained.seen_among([case("a", "patient-1", "pairs")], here, {}).startswith("1 that did (a)")
+    assert trained.seen_among([case("x", "patient-1", "slides")], there, {}).startswith("1 that did (x)")
+    assert trained.seen_among([case("x", "patient-3", "slides")], there, {}) == ""
+
+
+@pytest.mark.parametrize("groups", ["auto", "given", "pixels", "none"])
+def test_a_run_keeps_the_groups_that_its_split_found(groups: str, stain: Config, tmp_path: Path) -> None:
+    paths = Paths.of(stain, tmp_path)
+    write_text(paths.split_table, "case_id,group,stratum,part,fold\na1,a0,,train,\nb,b,,test,\n")
+    parts = {"train": [case("a1", None, "pairs")], "validation": []}
+    _write_chosen(paths, parts, {}, None, Seen())
+    trained, here = open_run(paths.train), load_config(None, [f"split.groups={groups}", "dataset=pairs"])
+    tested = [case("a2", None, "pairs"), case("b", None, "pairs")]
+    told = trained.seen_among(tested, here, {"a2": "a0", "b": "b"})
+    assert told == ("1 that did (a2), of them by other images of the groups a0" if groups in ("auto", "pixels") else "")
+    if told:
+        with pytest.raises(ValueError, match=r"took no part in training .* found 1 that did \(a2\)"):
+            check_seen(here, tested, {"a2": "a0", "b": "b"}, [trained])
 
 
 def test_a_normaliser_that_saw_the_test_patients_elsewhere_is_refused(
@@ -80,7 +96,9 @@ def test_a_normaliser_that_saw_the_test_patients_elsewhere_is_refused(
     ):
         _inherited(config, paths, [case("x", "patient-1", "slides"), case("y", "patient-3", "slides")])
     inherited = _inherited(config, paths, [case("y", "patient-3", "slides")])
-    assert json.loads(json.dumps(inherited.as_dict())) == {"cases": {"pairs": ["a"]}, "groups": ["patient-1"]}
+    assert json.loads(json.dumps(inherited.as_dict())) == {
+        "cases": {"pairs": ["a"]}, "groups": ["patient-1"], "split_groups": {"pairs": []},
+    }  # fmt: skip
     assert capsys.readouterr().out == ""
     _inherited(config, paths, [case("z", None, "slides")])
     assert "noted: normalise.run=stain: whether images of pairs" in capsys.readouterr().out

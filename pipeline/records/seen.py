@@ -14,45 +14,68 @@ RECORD = "thresholds.json"
 
 @dataclass(frozen=True)
 class Seen:
-    """Cases by data set, and groups that were given (patients, slides); found groups have no name outside their split.
+    """Cases by data set, groups that were given (patients, slides), and by data set the groups of the split.
 
-    Two data sets may show the same tissue, as the sample and its pairs do: a group of the same name is taken for the
-    same patient.
+    Two data sets may show the same tissue, as the sample and its pairs do: a given group of the same name is taken for
+    the same patient. Of a split groups may be found from pixels; those bear the name of a case, and mean nothing in
+    another data set.
     """
 
     cases: Mapping[str, frozenset[str]] = field(default_factory=dict)
     groups: frozenset[str] = frozenset()
+    split_groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
-    def of_cases(cls, dataset: str, cases: Iterable[Case]) -> Seen:
-        """Take what training and choosing read of one data set."""
+    def of_cases(cls, dataset: str, cases: Iterable[Case], of_split: Mapping[str, str]) -> Seen:
+        """Take what training and choosing read of one data set; of_split: group in the split by case id."""
         read = list(cases)
         groups = frozenset(case.group for case in read if case.group is not None)
-        return cls({dataset: frozenset(case.case_id for case in read)}, groups)
+        divided = frozenset(of_split[case.case_id] for case in read if case.case_id in of_split)
+        return cls({dataset: frozenset(case.case_id for case in read)}, groups, {dataset: divided})
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any], dataset: str) -> Seen:
         """Take what the record of a run on a data set names, inherited from other runs or its own."""
         own = frozenset([*record["trained_on"], *record["chosen_on"]["cases"]])
         inherited = record.get("inherited", {})
-        elsewhere = {name: frozenset(cases) for name, cases in inherited.get("cases", {}).items()}
+        cases, split_groups = (
+            {name: frozenset(names) for name, names in inherited.get(key, {}).items()}
+            for key in ("cases", "split_groups")
+        )
         groups = frozenset([*record.get("groups", ()), *inherited.get("groups", ())])
-        return cls({dataset: own}, groups) | cls(elsewhere)
+        # Runs recorded before groups of the split were know none of them.
+        divided = frozenset(record.get("split_groups", ()))
+        return cls({dataset: own}, groups, {dataset: divided}) | cls(cases, split_groups=split_groups)
 
     def __or__(self, other: Seen) -> Seen:
-        names = {*self.cases, *other.cases}
-        cases = {name: self.cases.get(name, frozenset()) | other.cases.get(name, frozenset()) for name in names}
-        return Seen(cases, self.groups | other.groups)
+        return Seen(
+            _joined(self.cases, other.cases),
+            self.groups | other.groups,
+            _joined(self.split_groups, other.split_groups),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a record holds as inherited."""
-        return {"cases": {name: sorted(cases) for name, cases in sorted(self.cases.items())},
-                "groups": sorted(self.groups)}  # fmt: skip
+        return {"cases": _listed(self.cases), "groups": sorted(self.groups), "split_groups": _listed(self.split_groups)}
 
-    def among(self, dataset: str, cases: Sequence[Case], by_group: bool) -> list[Case]:
-        """Return the cases of a data set that were seen: themselves, or, by group, another case of theirs."""
+    def among(self, dataset: str, cases: Sequence[Case], by_group: bool, of_split: Mapping[str, str]) -> list[Case]:
+        """Return the cases of a data set that were seen: themselves, or, by group, another case of theirs.
+
+        by_group: whether by given groups; of_split: group in the split of the data set by case id, empty to look past
+        those.
+        """
         known = self.cases.get(dataset, frozenset())
-        return [case for case in cases if case.case_id in known or (by_group and case.group in self.groups)]
+        return [
+            case for case in cases
+            if case.case_id in known or self._shared_group(dataset, case, by_group, of_split) is not None
+        ]  # fmt: skip
+
+    def _shared_group(self, dataset: str, case: Case, by_group: bool, of_split: Mapping[str, str]) -> str | None:
+        """Name the group that a case has in common with what was seen."""
+        if by_group and case.group in self.groups:
+            return case.group
+        divided = of_split.get(case.case_id)
+        return divided if divided in self.split_groups.get(dataset, frozenset()) else None
 
     def doubt(self, dataset: str, cases: Sequence[Case]) -> str:
         """Say in words of which other data sets nobody can tell whether they show the tissue of these cases.
@@ -68,12 +91,21 @@ class Seen:
             f"told, since {nameless} names no groups (ingest.group_csv, ingest.group_pattern)"
         )
 
-    def told(self, dataset: str, cases: Sequence[Case], by_group: bool) -> str:
-        """Say in words which of the cases were seen; nothing where none was."""
-        used = self.among(dataset, cases, by_group)
+    def told(self, dataset: str, cases: Sequence[Case], by_group: bool, of_split: Mapping[str, str]) -> str:
+        """Say in words which of the cases were seen, as among finds them; nothing where none was."""
+        used = self.among(dataset, cases, by_group, of_split)
         if not used:
             return ""
         known = self.cases.get(dataset, frozenset())
-        related = sorted({str(case.group) for case in used if case.case_id not in known})
+        others = [case for case in used if case.case_id not in known]
+        related = sorted({str(self._shared_group(dataset, case, by_group, of_split)) for case in others})
         words = f"{len(used)} that did ({', '.join(sorted(case.case_id for case in used)[:5])})"
         return words + (f", of them by other images of the groups {', '.join(related[:5])}" if related else "")
+
+
+def _joined(some: Mapping[str, frozenset[str]], others: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    return {name: some.get(name, frozenset()) | others.get(name, frozenset()) for name in {*some, *others}}
+
+
+def _listed(names: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
+    return {name: sorted(of_one) for name, of_one in sorted(names.items())}

@@ -44,6 +44,12 @@ def read_parts(paths: Paths) -> dict[str, list[Case]]:
     return parts
 
 
+def read_groups(paths: Paths) -> dict[str, str]:
+    """Return each case's group in the split, given or found from pixels, by case id; empty where there is no split."""
+    rows = read_split_table(paths.split_table) if paths.split_table.exists() else {}
+    return {case_id: row["group"] for case_id, row in rows.items()}
+
+
 def read_split_table(file: Path) -> dict[str, dict[str, str]]:
     """Return the rows of split.csv (group, stratum, part, fold) by case id."""
     with file.open(encoding="utf-8", newline="") as stream:

@@ -26,7 +26,7 @@ from pipeline.records.findings import some
 from pipeline.records.objects import FILE as OBJECTS
 from pipeline.records.objects import write_objects
 from pipeline.records.paths import Paths
-from pipeline.records.split import read_parts, read_split_table
+from pipeline.records.split import read_groups, read_parts
 
 if TYPE_CHECKING:
     from pipeline.trained import TrainedRun
@@ -67,13 +67,13 @@ def run(config: Config, paths: Paths) -> list[str]:
 
     trained = open_run(paths.train)
     parts = read_parts(paths)
-    groups = {case_id: row["group"] for case_id, row in read_split_table(paths.split_table).items()}
+    groups = read_groups(paths)
     if trained.outputs.is_image:
         return _judge(config, paths, trained, parts, groups)
     if trained.outputs.is_class:
         return _score_classes(config, paths, trained, parts, groups)
     chosen, thresholds = trained.chosen(), trained.thresholds()
-    unchecked = check_seen(config, parts[PART], [trained])
+    unchecked = check_seen(config, parts[PART], groups, [trained])
     rows: list[dict[str, Any]] = []
     classified: list[tuple[str, int, str, float]] = []
     names = _object_classes(trained, parts[PART])
@@ -187,7 +187,7 @@ def _judge(
     subject = Subject(config, paths, trained, parts, groups, other_runs(config, paths))
     segmenter = segmenter_run(config, paths)
     runs = [trained, *subject.others.values(), *([segmenter] if segmenter else [])]
-    unchecked = check_seen(config, parts[PART], runs)
+    unchecked = check_seen(config, parts[PART], groups, runs)
     judged = judge(subject)
     text = judged.table.to_csv(index=False, lineterminator="\n", float_format="%.6f")
     write_text(paths.reports / "per_case.csv", text)
@@ -209,7 +209,7 @@ def _score_classes(
     from pipeline.metrics.classification import per_case_classes, read_classes, summarise_classes, table_of_classes
     from pipeline.trained import check_seen
 
-    unchecked = check_seen(config, parts[PART], [trained])
+    unchecked = check_seen(config, parts[PART], groups, [trained])
     # The patient that a case is known to come from, where the split was told to look past patients.
     units = {
         case.case_id: case.group or groups.get(case.case_id) or case.case_id for part in parts.values() for case in part

@@ -34,7 +34,7 @@ from pipeline.records.images import (
 from pipeline.records.out_folder import check_out, refuse_alike, refuse_foreign, write_anew
 from pipeline.records.paths import Paths
 from pipeline.records.rasters import read_image, write_png
-from pipeline.records.split import read_parts, read_split_table
+from pipeline.records.split import read_groups, read_parts, read_split_table
 from pipeline.stains import METHODS, load, normaliser_files
 from pipeline.stains.learned import Learned
 from pipeline.stains.normaliser import Normaliser, StatisticalNormaliser
@@ -225,7 +225,7 @@ def _seen_of_test(config: Config, paths: Paths) -> list[str]:
     if paths.learned_normaliser is None or not test:
         return []
     trained = open_run(paths.learned_normaliser)
-    used, doubt = trained.seen_among(test, config), trained.seen.doubt(config.dataset, test)
+    used, doubt = trained.seen_among(test, config, read_groups(paths)), trained.seen.doubt(config.dataset, test)
     return [
         *([f"noted: test images that took part in the normaliser's training: {used}; training on the others and "
            "scoring these is refused"] if used else []),

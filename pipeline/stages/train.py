@@ -21,7 +21,7 @@ from pipeline.records.case import Case, read_cases
 from pipeline.records.files import file_hash, write_bytes, write_json, write_text
 from pipeline.records.paths import Paths
 from pipeline.records.seen import RECORD, Seen
-from pipeline.records.split import read_parts
+from pipeline.records.split import read_groups, read_parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -249,7 +249,7 @@ def _inherited(config: Config, paths: Paths, test: Sequence[Case]) -> Seen:
         if name is None:
             continue
         trained = open_run(paths.run_folder(name))
-        if used := trained.seen_among(test, config):
+        if used := trained.seen_among(test, config, read_groups(paths)):
             problems.append(f"{used}: {setting}={name} learned from them")
         if doubt := trained.seen.doubt(config.dataset, test):
             print(f"noted: {setting}={name}: {doubt}")
@@ -272,7 +272,7 @@ def _write_chosen(
     inherited: Seen,
 ) -> None:
     """Write thresholds.json, which names every case that took part in training, here or before, or in a choice."""
-    own = Seen.of_cases(paths.dataset, parts["train"] + parts["validation"])
+    own = Seen.of_cases(paths.dataset, parts["train"] + parts["validation"], read_groups(paths))
     write_json(
         paths.train / RECORD,
         {
@@ -285,6 +285,7 @@ def _write_chosen(
             },
             "trained_on": sorted(case.case_id for case in parts["train"]),
             "groups": sorted(own.groups),
+            "split_groups": sorted(own.split_groups[paths.dataset]),
             "inherited": inherited.as_dict(),
             "thresholds": thresholds,
         },

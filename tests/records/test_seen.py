@@ -21,30 +21,44 @@ def record(trained_on: list[str], chosen_on: list[str] = [], **further: Any) -> 
 
 def test_cases_that_trained_or_chose_are_seen() -> None:
     seen = Seen.of_record(record(["a"], ["b"]), "one")
-    assert seen.among("one", [case("a"), case("b"), case("c")], True) == [case("a"), case("b")]
-    assert seen.told("one", [case("c")], True) == ""
-    assert seen.told("one", [case("b"), case("a")], True) == "2 that did (a, b)"
+    assert seen.among("one", [case("a"), case("b"), case("c")], True, {}) == [case("a"), case("b")]
+    assert seen.told("one", [case("c")], True, {}) == ""
+    assert seen.told("one", [case("b"), case("a")], True, {}) == "2 that did (a, b)"
 
 
 def test_the_same_names_in_another_data_set_are_other_cases() -> None:
-    assert Seen.of_record(record(["a"]), "one").among("two", [case("a", dataset="two")], True) == []
+    assert Seen.of_record(record(["a"]), "one").among("two", [case("a", dataset="two")], True, {}) == []
 
 
 @pytest.mark.parametrize("dataset", ["one", "two"])
 def test_another_image_of_a_patient_is_seen_in_any_data_set(dataset: str) -> None:
     seen = Seen.of_record(record(["a"], groups=["patient-1"]), "one")
     tested = [case("x", "patient-1", dataset), case("y", "patient-2", dataset), case("z", None, dataset)]
-    assert seen.among(dataset, tested, True) == tested[:1]
-    assert seen.told(dataset, tested, True) == "1 that did (x), of them by other images of the groups patient-1"
-    assert seen.among(dataset, tested, False) == []
+    assert seen.among(dataset, tested, True, {}) == tested[:1]
+    assert seen.told(dataset, tested, True, {}) == "1 that did (x), of them by other images of the groups patient-1"
+    assert seen.among(dataset, tested, False, {}) == []
+
+
+def test_another_crop_of_a_field_that_pixels_joined_is_seen_in_its_data_set_alone() -> None:
+    of_split = {"a1": "a0", "a2": "a0", "b": "b"}
+    seen = Seen.of_cases("one", [case("a1")], of_split)
+    assert seen.among("one", [case("a2"), case("b"), case("new")], True, of_split) == [case("a2")]
+    assert seen.told("one", [case("a2")], False, of_split) == (
+        "1 that did (a2), of them by other images of the groups a0"
+    )
+    assert seen.told("one", [case("a2")], True, {}) == ""
+    assert seen.told("two", [case("a2", dataset="two")], True, of_split) == ""
+    assert Seen.of_record(record(["a1"]), "one").told("one", [case("a2")], True, of_split) == ""
 
 
 def test_what_a_run_stands_on_is_inherited_through_a_record() -> None:
-    first = Seen.of_cases("one", [case("a", "patient-1"), case("b")])
-    second = Seen.of_cases("two", [case("c", "patient-2", "two")]) | first
-    kept = Seen.of_record(record(["d"], groups=["patient-3"], inherited=second.as_dict()), "two")
+    first = Seen.of_cases("one", [case("a", "patient-1"), case("b")], {"a": "patient-1", "b": "a0"})
+    second = Seen.of_cases("two", [case("c", "patient-2", "two")], {"c": "patient-2"}) | first
+    further = {"groups": ["patient-3"], "split_groups": ["patient-3"]}
+    kept = Seen.of_record(record(["d"], **further, inherited=second.as_dict()), "two")
     assert kept.cases == {"one": frozenset("ab"), "two": frozenset("cd")}
     assert kept.groups == {"patient-1", "patient-2", "patient-3"}
+    assert kept.split_groups == {"one": {"patient-1", "a0"}, "two": {"patient-2", "patient-3"}}
 
 
 @pytest.mark.parametrize(
