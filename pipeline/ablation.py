@@ -216,6 +216,8 @@ def _split(ablation: Ablation, wanted: Sequence[str], root: Path) -> None:
         config = _config_of_arm(ablation, name, next(iter(ablation.arms)), ablation.seeds[0], root)
         try:
             tested = {case.case_id for case in _parts(config, root)["test"]}
+            if not tested:
+                raise ValueError("expected cases in the test part, found none; set split.test_share or test_strata")
             if not any(_applies_learned(ablation, arm) for arm in ablation.arms):
                 continue
             learned = _config_of_normaliser(ablation, name, root)

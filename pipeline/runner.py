@@ -262,11 +262,16 @@ def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
         print(f"{stage.name:<9} nothing to do: {folder} is up to date")
         return
     unfinished = stage.unfinished_file(paths)
+    overwritten: Path | None = None
     if manifest is not None:
         _refuse_while_read(file, paths)
         print(f"{stage.name:<9} redone: " + ("; ".join(differences) if differences else "asked for with --force"))
-        if force or _with_defaults(manifest.made_from) == wanted:
-            _clear(stage, paths)
+        if force:
+            # Gone once there is another: what the stage refuses to do leaves it where it was.
+            overwritten = _set_aside(stage, paths, manifest.short_name)
+        elif _with_defaults(manifest.made_from) == wanted:
+            # Somebody's own changes, perhaps, beside hours of training.
+            print(f"{'':<9} as it is, it is kept in {_set_aside(stage, paths, manifest.short_name + '-changed')}")
         else:
             aside = _set_aside(stage, paths, manifest.short_name)
             print(f"{'':<9} the former result is kept in {aside}")
@@ -293,6 +298,9 @@ def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
     except ValueError:
         # What a stage refused is not kept when what was wrong is mended.
         write_json(unfinished, wanted | {_REFUSED: True})
+        if overwritten is not None:
+            _bring_back(stage, paths, overwritten, file.name)
+            print(f"{'':<9} refused: the former result is in its place again")
         raise
     seconds = time.perf_counter() - started
     outputs = manifests.describe_outputs(folder, manifests.list_outputs(folder, stage.owns))
@@ -306,6 +314,8 @@ def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
         },
     )
     unfinished.unlink()
+    if overwritten is not None:
+        shutil.rmtree(overwritten)
     for number, line in enumerate(lines or ["done"]):
         print(f"{stage.name if number == 0 else '':<9} {line}" + (f"  [{seconds:.1f} s]" if number == 0 else ""))
 

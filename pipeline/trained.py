@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -61,12 +62,33 @@ class TrainedRun:
         hashes = [*map(file_hash, files), *(member.digest for member in self.members)]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
+    @property
+    def content(self) -> str:
+        """Hash of the weights that make its maps: its own, or those of its members."""
+        import hashlib
+
+        if members := self.members:
+            return hashlib.sha256("".join(member.content for member in members).encode()).hexdigest()
+        return file_hash(self.weights)
+
+    def _refuse_other_members(self) -> None:
+        """Raise ValueError where members were trained anew since the ensemble's thresholds were tuned on their maps."""
+        file = self.folder / THRESHOLDS
+        told = self.chosen().get("members", {}) if file.exists() else {}
+        names = zip(self.config.train.members, self.members, strict=True)
+        if changed := [name for name, member in names if told.get(name, member.content) != member.content]:
+            raise ValueError(
+                f"{file}: expected thresholds tuned on the maps of its members, found {', '.join(changed)} trained "
+                "anew since; make the ensemble again, `make train` with its settings"
+            )
+
     def predictor(self, settings: PredictSettings, compute: ComputeSettings) -> AnyPredictor:
         """Load the best weights, weights only, onto a device; of every member where it has members.
 
-        Raises ValueError where the run has no weights yet.
+        Raises ValueError where the run has no weights yet, and where its members are others than they were.
         """
         if members := self.members:
+            self._refuse_other_members()
             return Ensemble([member.predictor(settings, compute) for member in members])
         torch.set_num_threads(compute.threads)
         device.repeat_bytes(compute)
@@ -94,7 +116,14 @@ class TrainedRun:
         of_maps = partial(build_network, dimensions=self.config.augment.dimensions)
         build = build_classifier if self.outputs.is_class else of_maps
         network = build(self.config.train.network, IMAGE_CHANNELS, len(self.outputs.channels), pretrained=False)
-        network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True)["network"])
+        try:
+            network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True)["network"])
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+            # What PyTorch says of it goes on for pages, and advises to run what the file holds.
+            raise ValueError(
+                f"{self.weights}: expected the weights of {self.folder / FROZEN}, found a file that is damaged or of "
+                f"another network ({type(error).__name__}); train again, or bring the file here again"
+            ) from error
         if isinstance(network, Autoencoder):
             network.use = self.config.train.reconstruction.code
         return network
@@ -135,7 +164,12 @@ class TrainedRun:
             raise ValueError(
                 f"{file}: expected the thresholds tuned at the end of training, found nothing; run `make train`"
             )
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        try:
+            return {**json.loads(file.read_text(encoding="utf-8"))}
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise ValueError(
+                f"{file}: expected the record of a training in JSON, found {error}; train again"
+            ) from error
 
     @property
     def learned_from(self) -> set[str]:
@@ -169,7 +203,11 @@ class TrainedRun:
 
     def thresholds(self) -> Thresholds:
         """Return the parameters of the post-processing."""
-        return Thresholds(**self.chosen()["thresholds"])
+        try:
+            return Thresholds(**self.chosen()["thresholds"])
+        except (KeyError, TypeError) as error:
+            file, found = self.folder / THRESHOLDS, f"{type(error).__name__}: {error}"
+            raise ValueError(f"{file}: expected thresholds of segmentation, found {found}; train again") from error
 
 
 def _has(config: Config, here: ComputeSettings) -> bool:

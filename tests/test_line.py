@@ -219,6 +219,16 @@ def test_an_ensemble_is_the_mean_of_its_members_and_goes_to_the_end(root: Path) 
     for file in sorted((root / "data/predict/both").glob("*.tif"))[:3]:
         parts = [read_probabilities(root / "data/predict" / member / file.name) for member in ("tiny", "other")]
         np.testing.assert_allclose(read_probabilities(file), np.mean(parts, axis=0), atol=2e-5)
+    weights = root / "data/train/other/best.pt"
+    own = weights.read_bytes()
+    weights.write_bytes((root / "data/train/tiny/best.pt").read_bytes())
+    images = root / "data/ingest/sample/images"
+    told = run(root, "predict", "--run", "both", "--images", str(images), "--out", "found", code=2)
+    assert "expected thresholds tuned on the maps of its members, found other trained anew since" in told
+    weights.write_bytes(own[:1000])
+    told = run(root, "predict", "--run", "other", "--images", str(images), "--out", "found", code=2)
+    assert "other/best.pt: expected the weights of" in told and "Traceback" not in told
+    weights.write_bytes(own)
     refused = run(root, "train", "-c", "both.yaml", "run=three", "train.members=[tiny,other]", "seed=5", code=2)
     assert "expected" in refused
 

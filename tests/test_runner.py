@@ -199,6 +199,28 @@ def test_a_missing_output_is_made_again(recorder, tmp_path, capsys) -> None:
     assert "1 of its files are gone" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("suffix", "noticed"), [("csv", True), ("yaml", True), ("png", False)])
+def test_a_table_edited_to_the_same_size_is_made_again_and_kept(
+    recorder, tmp_path, monkeypatch, suffix: str, noticed: bool
+) -> None:
+    module = sys.modules["pipeline.stages.split"]
+    run = module.run
+
+    def writes_a_table(config: Config, paths: Paths) -> list[str]:
+        write_text(paths.split / f"table.{suffix}", "a,train\n")
+        made: list[str] = run(config, paths)
+        return made
+
+    monkeypatch.setattr(module, "run", writes_a_table)
+    recorder.go(tmp_path, "split", with_needs=True)
+    table = tmp_path / f"data/split/sample/default/table.{suffix}"
+    table.write_text("b,train\n")
+    assert recorder.go(tmp_path, "split", with_needs=True) == ["split"] * noticed
+    assert table.read_text() == ("a" if noticed else "b") + ",train\n"
+    kept = [file.read_text() for file in (tmp_path / "data/split/sample").glob(f"default~*/table.{suffix}")]
+    assert kept == ["b,train\n"] * noticed
+
+
 def test_a_stage_alone_names_what_is_missing_and_how_to_make_it(recorder, tmp_path) -> None:
     with pytest.raises(runner.StageNotReady, match=r"finished result of stage ingest.*not there.*--with-needs"):
         recorder.go(tmp_path, "split")
@@ -458,3 +480,20 @@ def test_force_overwrites_and_keeps_nothing_aside(recorder, tmp_path) -> None:
     recorder.go(tmp_path, "split", with_needs=True)
     assert recorder.go(tmp_path, "split", "seed=7", force=True) == ["split"]
     assert not list((tmp_path / "data/split/sample").glob("default~*"))
+
+
+@pytest.mark.parametrize("name", ["split", "report"])
+def test_what_is_refused_under_force_leaves_the_former_result(recorder, tmp_path, monkeypatch, name: str) -> None:
+    recorder.go(tmp_path, "report", with_needs=True)
+    folder = {"split": tmp_path / "data/split/sample", "report": tmp_path / "reports"}[name]
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    def refuses(*_: object) -> list[str]:
+        raise ValueError("test cases took part in training")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules[f"pipeline.stages.{name}"], "run", refuses)
+        with pytest.raises(ValueError, match="took part"):
+            recorder.go(tmp_path, name, force=True)
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert recorder.go(tmp_path, name) == []

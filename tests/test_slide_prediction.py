@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -213,10 +214,11 @@ print((resident() - before) / most)
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="only glibc is told")
 def test_freed_arrays_leave_the_process() -> None:
     def left(how: str) -> float:
-        command = [sys.executable, "-c", FREED, how]
-        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+        command, here = [sys.executable, "-c", FREED, how], Path(__file__).parents[1]
+        # Dask sets MALLOC_TRIM_THRESHOLD_ for its workers and leaves it: glibc then draws no conclusions.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=True)
         return float(done.stdout)
 
     assert left("back") < 0.6
-    # Of several: where a process has its heap is drawn, and a heap that cannot grow there keeps nothing.
-    assert any(left("kept") > 0.9 for _ in range(4))
+    assert left("kept") > 0.9

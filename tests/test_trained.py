@@ -38,6 +38,13 @@ def test_only_finished_runs_are_offered_wherever_they_lie(tmp_path: Path, monkey
         named_run("unet")
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"schema_version": 1}'])
+def test_a_damaged_record_is_named(content: str, untrained_run: Path) -> None:
+    (untrained_run / "thresholds.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tiny/thresholds\.json: expected .* found .*; train again"):
+        open_run(untrained_run).thresholds()
+
+
 def case(case_id: str, group: str | None, dataset: str) -> Case:
     return Case(case_id, dataset, f"{case_id}.png", None, "none", group, None, 9, 9, None, "")
 

@@ -12,6 +12,9 @@ from typing import Any
 from pipeline import __version__
 from pipeline.records.files import file_hash
 
+_EDITED = (".csv", ".json", ".jsonl", ".yaml")
+"""Suffixes of outputs that people open and may save again."""
+
 VERSIONED = ("torch", "torchvision", "monai", "lightning-fabric", "segmentation-models-pytorch", "albumentations",
              "numpy", "opencv-python-headless", "scikit-image", "scikit-learn", "scipy")  # fmt: skip
 """Distributions whose versions a manifest records."""
@@ -92,13 +95,18 @@ def describe_outputs(folder: Path, files: list[Path]) -> dict[str, list[Any]]:
 
 
 def damaged_outputs(folder: Path, manifest: Manifest) -> list[str]:
-    """Outputs that are gone or have another size than the manifest says."""
+    """Outputs that are gone, have another size than the manifest says, or, of tables and settings, other content.
 
-    def intact(name: str, size: int) -> bool:
+    Those are what people edit by hand; to read gigabytes of images each time would take longer than a stage does.
+    """
+
+    def intact(name: str, size: int, digest: str) -> bool:
         file = folder / name
-        return file.is_file() and file.stat().st_size == size
+        if not file.is_file() or file.stat().st_size != size:
+            return False
+        return file.suffix not in _EDITED or file_hash(file) == digest
 
-    return [name for name, (size, _) in manifest.outputs.items() if not intact(name, size)]
+    return [name for name, (size, digest) in manifest.outputs.items() if not intact(name, size, digest)]
 
 
 def folder_digest(folder: Path, cache: Path) -> str:

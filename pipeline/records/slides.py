@@ -23,9 +23,6 @@ import numpy as np
 from pipeline.records.decode import BROKEN, decode, to_plane, to_rgb
 from pipeline.records.findings import FaultyFile
 
-# What it complains of in a damaged file is told as a fault, by name.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
-
 SCANNED = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".dcm")
 """Suffixes that slides alone have."""
 PLAIN = (".tif", ".tiff", ".btf")
@@ -169,6 +166,8 @@ class _Segmented(Slide):
     def __init__(self, file: Path, *, of_ids: bool = False) -> None:
         import tifffile
 
+        # What it complains of in a damaged file is told as a fault, by name.
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
         self.file, self._lock, self._of_ids = file, threading.Lock(), of_ids
         try:
             self._tiff = tifffile.TiffFile(file)

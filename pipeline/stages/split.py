@@ -222,7 +222,7 @@ def _check_enough(cases: Sequence[Case], sizes: Counter[str], settings: SplitSet
             advice = "set split.groups=none if the cases are independent"
         raise ValueError(
             f"split: expected at least {least} groups for {parts}{f' and {folds} folds' if folds else ''}, found "
-            f"{len(sizes)} in {len(cases)} labelled cases. {lower} split.test_share or split.validation_share to 0, "
+            f"{len(sizes)} in {len(cases)} labelled cases. {lower} split.test_share to 0, "
             f"add cases, or {advice}"
         )
 

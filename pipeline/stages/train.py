@@ -11,7 +11,7 @@ Writes: data/train/<run>/: config.yaml (every automatic choice frozen), model.js
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,7 +179,8 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
         tqdm(range(len(cases)), desc="tune", unit="image", disable=None),
         members[0].outputs,
     )
-    _write_chosen(paths, {"train": [], "validation": cases}, thresholds.as_dict(), score, inherited)
+    averaged = {name: member.content for name, member in zip(config.train.members, members, strict=True)}
+    _write_chosen(paths, {"train": [], "validation": cases}, thresholds.as_dict(), score, inherited, averaged)
     return [
         f"{len(members)} members, averaged",
         f"tuned on {len(cases)} images that a member did not train on (score {score:.3f}): "
@@ -270,8 +271,12 @@ def _write_chosen(
     thresholds: dict[str, float],
     score: float | None,
     inherited: Seen,
+    members: Mapping[str, str] | None = None,
 ) -> None:
-    """Write thresholds.json, which names every case that took part in training, here or before, or in a choice."""
+    """Write thresholds.json, which names every case that took part in training, here or before, or in a choice.
+
+    members: of an ensemble, by name, what was averaged when its thresholds were chosen (TrainedRun.content).
+    """
     own = Seen.of_cases(paths.dataset, parts["train"] + parts["validation"], read_groups(paths))
     write_json(
         paths.train / RECORD,
@@ -288,5 +293,6 @@ def _write_chosen(
             "split_groups": sorted(own.split_groups[paths.dataset]),
             "inherited": inherited.as_dict(),
             "thresholds": thresholds,
+            **({"members": members} if members else {}),
         },
     )
