@@ -139,6 +139,13 @@ def _required(paths: Paths) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     metrics: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     file = paths.reports / "metrics.json"
+    evaluated = read_manifest(_manifest_files(paths)["evaluate"])
+    if evaluated is not None and file.name not in evaluated.outputs and not file.exists():
+        raise ValueError(
+            f"{file}: expected the scores of the test part, found none: no test case has truth (split.test_share=0), "
+            f"so that there is nothing to report. Masks are in {paths.reports / 'masks'}; `make submission` needs no "
+            "scores"
+        )
     if not file.exists():
         faults.append(f"{file}: expected the scores of the test part, found nothing")
     else:

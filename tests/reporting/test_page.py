@@ -270,3 +270,14 @@ def test_twelve_real_cases_stay_below_a_megabyte_and_a_half(
     assert_sound(html)
     assert html.count("data:image/webp") == 12
     assert len(html.encode()) < 1_500_000
+
+
+def test_a_run_without_test_part_says_that_there_is_nothing_to_report(
+    tmp_path: Path, finished_run: tuple[Paths, Config]
+) -> None:
+    shutil.copytree(finished_run[0].root, tmp_path, dirs_exist_ok=True)
+    paths = Paths.of(finished_run[1], tmp_path)
+    for name in ("metrics.json", "per_case.csv"):
+        (paths.reports / name).unlink()
+    with pytest.raises(ValueError, match=r"no test case has truth \(split\.test_share=0\).*`make submission` needs no"):
+        build_page(paths, finished_run[1])
