@@ -69,7 +69,7 @@ def _run(name: str, words: list[str]) -> int:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     command = Command(name)
     run = importlib.import_module(f"pipeline.commands.{MODULES[name]}").COMMANDS[name](command)
-    options = command.parse_args(words)
+    options = command.parse_intermixed_args(words)
     # The settings' models take longer to build than the whole of a help.
     from pipeline.config import ConfigError
     from pipeline.runner import StageNotReady

@@ -122,6 +122,12 @@ def test_settings_with_spaces_come_through_make_and_shell(capsys) -> None:
     assert told["split"]["published"] == {"a": "train", "b": "test"}
 
 
+def test_settings_may_stand_on_both_sides_of_an_option(capsys) -> None:
+    assert main(["config", "seed=7", "-c", "configs/sample.yaml", "run=mine", "--trace", "split.folds=3"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["seed"], printed["run"], printed["split"]["folds"]) == (7, "mine", 3)
+
+
 def test_what_comes_next_is_there_and_can_be_pasted(tmp_path: Path) -> None:
     (report,) = (stage for stage in STAGES if stage.name == "report")
     config, paths = Config(run="mine"), Paths.of(Config(run="mine"), tmp_path)
