@@ -58,8 +58,9 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
     """Run one stage, and before it all that it needs where asked; print what was done.
 
     A complete stage made from the same settings and inputs is skipped. One made from others is set aside under a name
-    of its own (and taken back when its settings return), as is what was left of one that was interrupted, or
-    overwritten under force. What a stage stands on is neither while it runs.
+    of its own (and taken back when its settings return), as is what was left of one that was interrupted, and one of
+    which files are gone or were changed. Under force it is overwritten, but not by what the stage then refuses to do.
+    What a stage stands on is none of these while it runs.
     Of processes that torchrun started the first does all of that; the others train beside it.
     Raises StageNotReady where an input is missing and with_needs is off, where another command reads what is to be
     replaced or replaced what was to be read, and for torchrun with another stage than train or with needs, which

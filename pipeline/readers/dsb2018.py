@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, read_table, root_of, sample_of
+from pipeline.readers.layout import RawCase, RawDataset, read_table, root_of, rows_without_image, sample_of
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.raw import RawFolder
 
@@ -73,12 +73,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
         if len(strata.get(case.case_id, ())) > 1
     ]  # fmt: skip
     known = {case.case_id for case in train} | {fault.case_id for fault in faults}
-    faults += [
-        Fault(
-            case_id, "missing image", RUNS, f"the image of its rows in {TRAIN}/", "none", "add it, or delete the rows"
-        )
-        for case_id in sorted(runs.keys() - known)
-    ]
+    faults += rows_without_image(runs.keys() - known, RUNS, f"{TRAIN}/")
     return RawDataset(tuple(cases), tuple(faults), tuple(findings), sample, "instance")
 
 

@@ -18,7 +18,16 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import IngestSettings
-from pipeline.readers.layout import RawCase, RawDataset, images_of, read_table, root_of, rows_of, sample_of
+from pipeline.readers.layout import (
+    RawCase,
+    RawDataset,
+    images_of,
+    read_table,
+    root_of,
+    rows_of,
+    rows_without_image,
+    sample_of,
+)
 from pipeline.records.findings import Fault, Finding
 from pipeline.records.outline import Outline
 from pipeline.records.raw import RawFolder
@@ -60,10 +69,7 @@ def read(raw: RawFolder, settings: IngestSettings) -> RawDataset:
                 if not case.group:
                     faults.append(Fault(case_id, "no slide", name, f"source_wsi of it in {TILES}", "none", "add it"))
             cases.append(case)
-    faults += [
-        Fault(case_id, "missing image", f"{root}{POLYGONS}", f"train/{case_id}.tif", "none", "add it")
-        for case_id in sorted(outlined)
-    ]
+    faults += rows_without_image(outlined, f"{root}{POLYGONS}", "train/")
     findings = [Finding("", "noted", "other outlines", f"{left_out} of {LEFT_OUT} left out")] if left_out else []
     if plain:
         detail = f"{plain} tile(s) of train/ without a line in {POLYGONS}, not read: nothing of them is asked for"

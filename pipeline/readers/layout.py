@@ -218,9 +218,9 @@ def rows_of(rows: Iterable[dict[str, str]], column: str, table: str) -> tuple[di
 
 
 def rows_without_image(missing: Iterable[str], table: str, folder: str) -> list[Fault]:
-    """A fault for each row whose image is not there: of what was never fetched, nothing would be said otherwise."""
+    """A fault for each id of a table whose image is not there: nothing would be said of what was never fetched."""
     return [
-        Fault(name, "missing image", table, f"its image in {folder}", "none", "fetch it again, or delete the row")
+        Fault(name, "missing image", table, f"its image in {folder}", "none", "fetch it again, or delete its rows")
         for name in sorted(missing)
     ]
 

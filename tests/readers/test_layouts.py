@@ -170,8 +170,8 @@ def test_dsb2018_names_cases_without_one_image(stage: int, tmp_path: Path) -> No
     assert [str(fault) for fault in faults] == [
         "none: missing image: stage1_train/none/images/: expected one image, found none; add it, or delete the folder",
         "two: several images: stage1_train/two/images/: expected one image, found 2 (1.png, 2.png); delete the others",
-        "gone: missing image: stage1_train_labels.csv: expected the image of its rows in stage1_train/, found none; "
-        "add it, or delete the rows",
+        "gone: missing image: stage1_train_labels.csv: expected its image in stage1_train/, found none; "
+        "fetch it again, or delete its rows",
     ]
 
 

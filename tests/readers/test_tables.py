@@ -437,7 +437,7 @@ def test_glas_tells_an_image_that_is_gone_and_no_table(tmp_path: Path) -> None:
     (paths.raw / "Warwick QU Dataset" / "train_3.bmp").unlink()
     assert [str(fault) for fault in read(paths.raw, "glas").faults] == [
         "train_3: missing image: Warwick QU Dataset/Grade.csv: expected its image in Warwick QU Dataset/, found none; "
-        "fetch it again, or delete the row",
+        "fetch it again, or delete its rows",
         "train_3: missing image: Warwick QU Dataset/train_3_anno.bmp: expected its image, found none; "
         "fetch it again, or delete the raster",
     ]
