@@ -211,7 +211,7 @@ class TrainedRun:
 
 
 def _has(config: Config, here: ComputeSettings) -> bool:
-    return config.compute.precision != "bf16" or device.has_native_bf16(here.device)
+    return config.compute.precision != "bf16" or device.gains_by_bf16(here.device)
 
 
 def open_run(folder: Path) -> TrainedRun:
