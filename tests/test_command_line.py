@@ -79,7 +79,7 @@ def test_each_stage_lists_its_settings_with_defaults(stage, capsys) -> None:
         main([stage.name, "--help"])
     assert leaving.value.code == 0
     text = capsys.readouterr().out
-    rows = list(describe(Config))
+    rows = list(describe(Config()))
     for path, _, _, _ in rows:
         if path.split(".")[0] in stage.settings:
             assert f"  {path} = " in text

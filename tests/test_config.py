@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config, ConfigError, completed, describe, dump_config, load_config
+from pipeline.config import Config, ConfigError, NetworkSettings, completed, describe, dump_config, load_config
 
 
 def test_every_mistake_is_in_one_message(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_resolved_settings_load_back_equal() -> None:
 
 
 def test_every_setting_has_a_meaning() -> None:
-    rows = list(describe(Config))
+    rows = list(describe(Config()))
     assert len(rows) > 60
     assert [path for path, _, _, meaning in rows if len(meaning) < 10] == []
 
@@ -107,7 +107,7 @@ def test_settings_that_came_later_are_taken_as_their_defaults() -> None:
     stored["train"]["network"] = {"name": "unet", "width": 8}
     filled = completed(stored)
     assert filled["seed"] == 7
-    assert filled["train"] == now["train"] | {"network": now["train"]["network"] | {"width": 8}}
+    assert filled["train"] == now["train"] | {"network": NetworkSettings(width=8).model_dump(mode="json")}
     assert filled["train.corruption"] == now["train"]["corruption"] | {"noise": 0.5}
     stored["train"]["gone"] = 1
     assert completed(stored)["train"]["gone"] == 1
@@ -135,9 +135,16 @@ def test_settings_without_effect_are_refused(settings: list[str], message: str) 
     ("settings", "message"),
     [
         (["train.members=[a,a]"], "each run once"),
-        (["train.members=[a,b]", "train.steps=7", "train.network.width=8"], "leave out network.width, steps"),
+        (["train.members=[a,b]", "train.steps=7", "train.network.width=8"], "leave out network, steps"),
     ],
 )
 def test_members_come_with_settings_of_their_own(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, settings)
+
+
+def test_a_config_that_says_nothing_of_the_network_trains_a_pretrained_one() -> None:
+    plain = load_config(None).train.network
+    assert (plain.name, plain.arguments["encoder_weights"]) == ("smp:Unet", "imagenet")
+    assert load_config(None, ["train.network.width=16"]).train.network.name == "unet"
+    assert {path: value for path, _, value, _ in describe(Config())}["train.network.name"] == "smp:Unet"

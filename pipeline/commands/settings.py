@@ -49,7 +49,7 @@ def _print_summary(options: argparse.Namespace) -> None:
     elif classifies:
         outputs = 2
     else:
-        outputs = len(channels_of("boundary" if config.train.target == "auto" else config.train.target))
+        outputs = len(channels_of("offsets" if config.train.target == "auto" else config.train.target))
     height, width = options.size or (config.augment.crop, config.augment.crop)
     build = build_classifier if classifies else build_network
     print(summary(config.train.network, 3, outputs, height, width, build, config.augment.planes))

@@ -58,11 +58,7 @@ def _stage_help(stage: Stage) -> str:
         if "." in key:
             lines.append(f"  {key}: see the stage {key.partition('.')[0]}")
             continue
-        field = Config.model_fields[key]
-        if hasattr(field.annotation, "model_fields"):
-            rows = describe(field.annotation, f"{key}.")  # type: ignore[arg-type]
-        else:
-            rows = (row for row in describe(Config) if row[0] == key)
+        rows = (row for row in describe(Config()) if row[0] == key or row[0].startswith(f"{key}."))
         for path, kind, default, meaning in rows:
             shown = "none" if default is None else list(default) if isinstance(default, tuple) else default
             lines.append(f"  {path} = {shown}  ({kind})")
