@@ -43,7 +43,7 @@ class Seen:
             for key in ("cases", "split_groups")
         )
         groups = frozenset([*record.get("groups", ()), *inherited.get("groups", ())])
-        # Runs recorded before groups of the split were know none of them.
+        # Runs recorded before groups of the split were name none of them.
         divided = frozenset(record.get("split_groups", ()))
         return cls({dataset: own}, groups, {dataset: divided}) | cls(cases, split_groups=split_groups)
 
@@ -65,17 +65,27 @@ class Seen:
         those.
         """
         known = self.cases.get(dataset, frozenset())
-        return [
-            case for case in cases
-            if case.case_id in known or self._shared_group(dataset, case, by_group, of_split) is not None
-        ]  # fmt: skip
+        shared = self._shared_groups(dataset, cases, by_group, of_split)
+        return [case for case in cases if case.case_id in known or case.case_id in shared]
 
-    def _shared_group(self, dataset: str, case: Case, by_group: bool, of_split: Mapping[str, str]) -> str | None:
-        """Name the group that a case has in common with what was seen."""
-        if by_group and case.group in self.groups:
-            return case.group
-        divided = of_split.get(case.case_id)
-        return divided if divided in self.split_groups.get(dataset, frozenset()) else None
+    def _shared_groups(
+        self, dataset: str, cases: Sequence[Case], by_group: bool, of_split: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Name the group that a case has in common with what was seen, by case id; those that have none are left out.
+
+        A group that was found from pixels has another name once the case that it bore the name of is gone; so one that
+        holds a case that was seen is known by that case, too.
+        """
+        seen_here = {of_split[name] for name in self.cases.get(dataset, frozenset()) if name in of_split}
+        seen_here |= self.split_groups.get(dataset, frozenset())
+        shared: dict[str, str] = {}
+        for case in cases:
+            divided = of_split.get(case.case_id)
+            if by_group and case.group is not None and case.group in self.groups:
+                shared[case.case_id] = case.group
+            elif divided is not None and divided in seen_here:
+                shared[case.case_id] = divided
+        return shared
 
     def doubt(self, dataset: str, cases: Sequence[Case]) -> str:
         """Say in words of which other data sets nobody can tell whether they show the tissue of these cases.
@@ -97,8 +107,8 @@ class Seen:
         if not used:
             return ""
         known = self.cases.get(dataset, frozenset())
-        others = [case for case in used if case.case_id not in known]
-        related = sorted({str(self._shared_group(dataset, case, by_group, of_split)) for case in others})
+        shared = self._shared_groups(dataset, used, by_group, of_split)
+        related = sorted({shared[case.case_id] for case in used if case.case_id not in known})
         words = f"{len(used)} that did ({', '.join(sorted(case.case_id for case in used)[:5])})"
         return words + (f", of them by other images of the groups {', '.join(related[:5])}" if related else "")
 

@@ -48,7 +48,17 @@ def test_another_crop_of_a_field_that_pixels_joined_is_seen_in_its_data_set_alon
     )
     assert seen.told("one", [case("a2")], True, {}) == ""
     assert seen.told("two", [case("a2", dataset="two")], True, of_split) == ""
-    assert Seen.of_record(record(["a1"]), "one").told("one", [case("a2")], True, of_split) == ""
+
+
+def test_a_field_whose_name_is_that_of_a_case_that_is_gone_is_known_by_its_other_cases() -> None:
+    seen = Seen.of_cases("one", [case("a1")], {"a0": "a0", "a1": "a0", "a2": "a0"})
+    without = {"a1": "a1", "a2": "a1", "b": "b"}
+    assert seen.among("one", [case("a2"), case("b")], True, without) == [case("a2")]
+    # So are those of runs that were recorded before groups of the split were.
+    early = Seen.of_record(record(["a1"]), "one")
+    assert early.told("one", [case("a2")], True, without) == (
+        "1 that did (a2), of them by other images of the groups a1"
+    )
 
 
 def test_what_a_run_stands_on_is_inherited_through_a_record() -> None:
