@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.config import ComputeSettings, Config
 from pipeline.records.files import file_hash, write_bytes, write_json
-from pipeline.stains.normaliser import Normalised, Normaliser, checked, tissue_and_status
-from pipeline.stains.optical_density import WHITE, sample_pixels
+from pipeline.stains.normaliser import Normalised, Normaliser, Status, checked, tissue_and_status
+from pipeline.stains.optical_density import WHITE, is_dark, sample_pixels
 
 if TYPE_CHECKING:
     from pipeline.inference import AnyPredictor
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Learned(Normaliser):
     """Applies a run that makes images (task reconstruction or translation); its training fixed the reference.
 
-    An image without stained tissue, or with pen marks, keeps its pixels: no network was taught what to do with it. One
-    with little tissue (low_tissue) is normalised, since nothing has to be measured of it.
+    An image without stained tissue (fluorescence among them), or with pen marks, keeps its pixels: no network was
+    taught what to do with it. One with little tissue (low_tissue) is normalised, since nothing has to be measured.
     """
 
     method = "learned"
@@ -68,7 +68,9 @@ class Learned(Normaliser):
         if self.predict_ is None:
             self.fit(())
         assert self.predict_ is not None
-        status, _ = tissue_and_status(sample_pixels(checked(image)), WHITE)
+        pixels = sample_pixels(checked(image))
+        # The colours of some fluorescence are those of stained tissue.
+        status: Status = "background" if is_dark(pixels) else tissue_and_status(pixels, WHITE)[0]
         if status in ("background", "degenerate"):
             return Normalised(image.copy(), status, "identity")
         return Normalised(to_pixels(self.predict_(image)), status, "")

@@ -61,6 +61,15 @@ def test_pen_marks_are_left_as_they_are(tmp_path: Path) -> None:
     assert found.image is not image
 
 
+@pytest.mark.parametrize("colour", [(120, 30, 200), (220, 10, 10), (200, 100, 10), (20, 20, 220)])
+def test_fluorescence_is_left_as_it_is(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+    image = np.full((96, 96, 3), (10, 5, 20), np.uint8)
+    image[30:60, 20:50] = colour
+    found = Learned.of_run(run_in(tmp_path / "run")).normalise(image)
+    assert (found.status, found.fallback) == ("background", "identity")
+    np.testing.assert_array_equal(found.image, image)
+
+
 def test_a_network_that_gives_no_numbers_is_named(tmp_path: Path) -> None:
     normaliser = Learned.of_run(run_in(tmp_path / "run", broken=True))
     with pytest.raises(ValueError, match=r"run/best\.pt: expected an image of numbers, found"):
