@@ -536,7 +536,7 @@ class EvaluateSettings(Settings):
     beside: tuple[str, ...] | None = None
     """What a run that makes images is compared with on the same cases: classical normalisers (reinhard, macenko,
     vahadane, ruifrok) and other runs (names below data/train/); its input always is. By default every classical one
-    where stain is what the run changes, else none."""
+    that can be fitted, where stain is what the run changes, else none."""
     segmenter: str | None = None
     """Run of a segmentation (name below data/train/) whose masks before and after a normaliser are compared, to see
     whether it invents or loses objects."""

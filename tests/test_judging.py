@@ -140,6 +140,22 @@ def test_real_pairs_are_judged_beside_the_classical_methods(build: Build) -> Non
     assert any("psnr beyond input" in line for line in lines) and any("6 test images" in line for line in lines)
 
 
+def test_classical_methods_stand_beside_where_targets_are_stained(
+    build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, paths = build("paired")
+    glowing = np.zeros((SIDE, SIDE, 3), np.uint8)
+    glowing[20:40, 20:40] = (20, 200, 40)
+    for number in range(12):
+        write_png(paths.ingest / "labels" / f"c{number:02d}.png", glowing)
+    evaluate.run(config, paths)
+    assert list(metrics_of(paths)["methods"]) == ["input", "mine"]
+    assert "noted: method macenko cannot be fitted to the training part" in capsys.readouterr().out
+    named = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"beside": ("macenko",)})})
+    with pytest.raises(ValueError, match=r"evaluate\.beside: method macenko cannot be fitted .* found 5 background"):
+        evaluate.run(named, paths)
+
+
 def test_the_same_bytes_again(build: Build) -> None:
     config, paths = build("paired", {"beside": ["macenko"]})
     names = ("per_case.csv", "metrics.json", "normalised/macenko/c08.png", "normalised/input/c08.png")
