@@ -221,8 +221,10 @@ def _cautions(sources: Sources, part: str) -> list[str]:
     if any(fallen.values()):
         named = ", ".join(f"{NAMES.get(name, name)} {count}" for name, count in fallen.items() if count)
         told.append(f"Images that a method could not measure, and gave back as they were or nearly so: {named}.")
-    angles = [name for name in COLUMNS[metrics["kind"]] if name.endswith("_angle") and name in metrics[part]]
-    unmeasured = metrics["cases"] - min((metrics[part][name]["cases"] for name in angles), default=metrics["cases"])
+    compared = {name for entry in metrics["methods"].values() for name in entry[part] if name.endswith("_angle")}
+    # Of a run whose images could not be measured at all there is no figure.
+    measured = [metrics[part].get(name, {}).get("cases", 0) for name in compared]
+    unmeasured = metrics["cases"] - min(measured, default=metrics["cases"])
     if unmeasured:
         told.append(
             f"Stain vectors could not be measured in {unmeasured} images, which the angles leave out: "

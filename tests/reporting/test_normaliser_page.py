@@ -97,6 +97,30 @@ def test_few_groups_are_said_to_be_few(tmp_path: Path, write_judged: Any, assert
     assert "The test part has 3 groups" in page.text
 
 
+def test_one_stratum_is_not_shown_twice(
+    tmp_path: Path, judged: Judged, write_judged: Any, assert_sound: ReadPage
+) -> None:
+    page = assert_sound(build_page(*write_judged(tmp_path, strata=("pink",))))
+    assert "of one stratum (pink): its figures are those above" in page.text
+    assert "PSNR by stratum" not in page.values("aria-label")
+    assert "PSNR by stratum" in assert_sound(build_page(*judged)).values("aria-label")
+
+
+@pytest.mark.parametrize("measured", [0, 9, 12])
+def test_images_without_stain_vectors_are_counted(
+    tmp_path: Path, write_judged: Any, assert_sound: ReadPage, measured: int
+) -> None:
+    paths, config = write_judged(tmp_path)
+    metrics = json.loads((paths.reports / "metrics.json").read_text())
+    angle = {"mean": 3.0, "low": 2.0, "high": 4.0, "groups": 12, "cases": 12}
+    metrics["methods"]["input"]["test"]["haematoxylin_angle"] = angle
+    if measured:
+        metrics["test"]["haematoxylin_angle"] = angle | {"groups": measured, "cases": measured}
+    write_json(paths.reports / "metrics.json", metrics)
+    page = assert_sound(build_page(paths, config))
+    assert (f"could not be measured in {12 - measured} images" in page.text) == (measured < 12)
+
+
 OPTIONAL = {
     "cases.jsonl": "make ingest", "labels": "make ingest", "normalised": "make evaluate", "history.csv": "make train",
     "timing.json": "make evaluate", "contact_sheet.png": "make augment", "proof.json": "make split",
