@@ -394,7 +394,7 @@ class ClassificationSettings(Settings):
 
     start: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_./-]+$")
     """Trained run (a U-Net, or an autoencoder whose code is classified) that the encoder's weights are taken from: its
-    name below data/train/; train.network is then that run's."""
+    name below data/train/; train.network is then that run's, without residual."""
     frozen: bool = False
     """Leave those weights as they are and train the head alone."""
     class_weight: Share = 0.0
@@ -485,6 +485,9 @@ class TrainSettings(Settings):
             # Which images are learned from is asked of both tasks that make images.
             if not (name == "reconstruction.reference_strata" and self.task in IMAGE_TASKS)
         ]  # fmt: skip
+        # A segmentation by offsets has three channels as an image has, so that nothing else would refuse it.
+        if self.network.residual and self.task not in IMAGE_TASKS:
+            idle.append(f"network.residual (of task {' or '.join(IMAGE_TASKS)})")
         if self.members:
             idle = [
                 name for field, default in type(self).model_fields.items() if field not in ("members",)

@@ -121,6 +121,7 @@ def test_settings_that_came_later_are_taken_as_their_defaults() -> None:
          r"translation.width \(of task translation\)"),
         (["train.task=translation", "train.reconstruction.ssim=1", "train.reconstruction.reference_strata=[a]"],
          r"no use for reconstruction.ssim \(of task reconstruction\): leave"),
+        (["train.network.residual=true"], r"segmentation has no use for network.residual \(of task reconstruction or"),
         (["train.task=classification", "train.target=binary", "train.loss.dice=2"], r"no use for target .*, loss.dice"),
         (["evaluate.segmenter=x", "evaluate.side=64"], r"evaluate.segmenter, evaluate.side: judge a run that "),
     ],

@@ -124,11 +124,13 @@ def _start(config: Config, paths: Paths) -> Network | Classifier | None:
     different = [
         f"{name} {getattr(wanted, name)!r} (the run has {getattr(found, name)!r})"
         for name in type(wanted).model_fields
-        if getattr(wanted, name) != getattr(found, name)
+        # What is added to an image that is made is no part of the encoder.
+        if getattr(wanted, name) != getattr(found, name) and name != "residual"
     ]
     if different:
         raise ValueError(
             f"train.network: expected the network of {trained.folder}, which train.classification.start names, found "
-            f"{', '.join(different)}; copy train.network of {trained.folder / 'config.yaml'} into the settings"
+            f"{', '.join(different)}; copy train.network of {trained.folder / 'config.yaml'} into the settings, "
+            "without residual"
         )
     return trained.network()

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Config
+from pipeline.config import Config, dump_config
 from pipeline.inference import ClassPredictor
+from pipeline.networks import build_network
+from pipeline.networks.classifier import build_classifier
 from pipeline.outputs import Outputs
 from pipeline.records.case import Case, read_cases
 from pipeline.records.paths import Paths
@@ -163,6 +165,25 @@ def test_a_start_of_another_network_is_refused(line: tuple[Paths, Config]) -> No
     frozen = settings(train__classification={"frozen": True})
     with pytest.raises(ValueError, match="expected an encoder that was trained already, found random weights"):
         Classification(frozen, paths, Outputs("class", ("0", "1"), "softmax", "class"), [], [])
+
+
+def test_a_residual_network_lends_its_encoder(tmp_path: Path) -> None:
+    network = {"name": "unet", "width": 4, "depth": 2}
+    restainer = settings(run="restainer", train__task="reconstruction", train__network=network | {"residual": True})
+    config = settings(train__classification={"start": "restainer"}, train__network=network)
+    there = Paths.of(restainer, tmp_path).train
+    there.mkdir(parents=True)
+    (there / "config.yaml").write_text(dump_config(restainer))
+    made = Outputs("image", ("red", "green", "blue"), "sigmoid", "image")
+    (there / "model.json").write_text(json.dumps(made.as_dict()))
+    torch.save({"network": build_network(restainer.train.network, 3, 3).state_dict()}, there / "best.pt")
+    outputs = Outputs("class", ("0", "1"), "softmax", "class")
+    learned = Classification(config, Paths.of(config, tmp_path), outputs, [case(0, "0"), case(1, "1")], []).network
+    # As it is opened after training, from the settings alone.
+    opened = build_classifier(config.train.network, 3, 2, pretrained=False)
+    opened.load_state_dict(learned.state_dict())
+    lent = torch.load(there / "best.pt", weights_only=True)["network"]
+    assert torch.equal(opened.state_dict()["encoder.bottleneck.0.weight"], lent["bottleneck.0.weight"])
 
 
 def case(number: int, class_name: str | None, kind: Any = "class") -> Case:
