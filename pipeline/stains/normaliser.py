@@ -184,7 +184,8 @@ class StatisticalNormaliser(Normaliser):
             found = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no image"
             raise ValueError(
                 f"normalise.method={self.method}: expected an image with stained tissue to fit to, found {found}; "
-                "set normalise.method=none for images that are not stained, or name a normalise.reference"
+                "name a reference that shows it (normalise.reference, or --reference beside --images), or take "
+                "normalise.method=none for a data set that is not stained"
             )
         table = np.stack(measured)
         table[:, -3:] = np.where(np.isnan(table[:, -3:]), WHITE, table[:, -3:])

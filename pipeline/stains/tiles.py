@@ -209,7 +209,7 @@ class Batch:
         return (
             f"{folder}: expected at most {most:.0%} of the images to fall back, "
             f"found {len(fallen)} of {len(self.done)} ({self._statuses()}); the first are {some(fallen)}. "
-            "Set normalise.method=none where images are not stained tissue, or raise normalise.fail_if_fallback_over"
+            "Raise normalise.fail_if_fallback_over, or take normalise.method=none for a data set that is not stained"
         )
 
     def write_status(self, folder: Path, key: str) -> None:

@@ -520,6 +520,8 @@ def test_a_folder_without_any_tissue_cannot_be_fitted_to(method: str, tmp_path: 
     assert run(folder, tmp_path / "out", method=method) == 2
     told = capsys.readouterr().err
     assert "found 1 background" in told and "cut.png: " in told
+    # Neither normalise.reference nor the method none is taken beside --images.
+    assert "--reference beside --images" in told and "none for a data set" in told
     assert not (tmp_path / "out").exists()
     folder = put(tmp_path / "faults", FAULTY)
     assert run(folder, tmp_path / "out", method=method) == 2
