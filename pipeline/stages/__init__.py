@@ -60,7 +60,11 @@ STAGES = (
     Stage(
         "augment", "show what training will see, and write copies where asked",
         "training images and labels", "data/augment/<dataset>/<recipe>/",
-        ("ingest", "split", "normalise"), ("seed", "augment", "train.task", "train.intensity", "train.corruption"),
+        ("ingest", "split", "normalise"),
+        (
+            "seed", "augment", "train.task", "train.intensity", "train.corruption",
+            "train.reconstruction.reference_strata",
+        ),
         lambda paths: paths.augment,
     ),
     Stage(

@@ -3,12 +3,13 @@
 Reads:  data/ingest/<dataset>/ (images and labels of the training part), data/split/<dataset>/<name>/split.csv,
         data/normalise/<dataset>/<method>/images/ instead of the ingested images where normalise.method is set
 Writes: data/augment/<dataset>/<recipe>/: contact_sheet.png; copies/images/, copies/labels/ where
-        augment.copies is set
+        augment.copies is set (of a run that makes images, what it is given and what it should make of it)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -35,6 +36,10 @@ def run(config: Config, paths: Paths) -> list[str]:
     training = read_parts(paths)["train"]
     if not training:
         raise ValueError(f"{paths.split_table}: expected cases in the part train, found none; change split.*_share")
+    if config.train.task in IMAGE_TASKS:
+        from pipeline.pairs import learnable
+
+        training = learnable(training, config)
     shown = choose_cases(training, config.seed, ROWS)
     _write_sheet(shown, config, paths)
     lines = [f"{len(shown)} training images, augmented, in {paths.augment / SHEET}"]
@@ -89,17 +94,22 @@ def _write_copies(cases: Sequence[Case], config: Config, paths: Paths) -> int:
     from tqdm import tqdm
 
     from pipeline.augmentation import Augmentation, sample_seed
+    from pipeline.pairs import Pairs
     from pipeline.records.rasters import write_png
 
-    augmentation = Augmentation(config.augment)
+    read: Callable[[Case], tuple[np.ndarray, np.ndarray]] = partial(_read, paths=paths)
+    cut: Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] = Augmentation(config.augment)
+    if config.train.task in IMAGE_TASKS:
+        pairs = Pairs(config, paths)
+        read, cut = pairs.read, pairs.cut
     images, labels = paths.augment / "copies" / "images", paths.augment / "copies" / "labels"
     for case in tqdm(cases, desc="augment", unit="image", disable=None):
         names = [f"{case.case_id}_{number:02d}.png" for number in range(config.augment.copies)]
         if all((labels / name).exists() for name in names):
             continue
-        image, label = _read(case, paths)
+        image, label = read(case)
         for number, name in enumerate(names):
-            crop, crop_label = augmentation(image, label, sample_seed(config.seed, 0, case.case_id, number))
+            crop, crop_label = cut(image, label, sample_seed(config.seed, 0, case.case_id, number))
             write_png(images / name, crop)
             # Written last: where the label is, the copy is complete.
             write_png(labels / name, crop_label)

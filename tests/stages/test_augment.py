@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.augmentation import SHEET_CROPS, SHEET_GAP, SHEET_TILE
-from pipeline.config import Config
+from pipeline.config import Config, CorruptionSettings, ReconstructionSettings, TrainSettings
 from pipeline.records import rasters
 from pipeline.records.case import Case, write_cases
 from pipeline.records.files import write_text
@@ -83,6 +83,20 @@ def test_copies_are_pairs_of_training_cases_only(tmp_path: Path) -> None:
         label = read_label(paths.augment / "copies" / "labels" / name)
         assert image.shape == (48, 48, 3) and label.shape == (48, 48)
         assert set(np.unique(label)) <= set(range(0, 65535, 5000))
+
+
+def test_of_a_run_that_makes_images_pairs_of_the_reference_strata_are_shown_and_copied(tmp_path: Path) -> None:
+    config, paths = data_set(tmp_path, copies=2, recipe="geometry")
+    corruption, wanted = CorruptionSettings(grey=True), ReconstructionSettings(reference_strata=("a",))
+    train = TrainSettings(task="reconstruction", corruption=corruption, reconstruction=wanted)
+    write_cases(paths.cases, [case(name, labelled=False) for name in PARTS])
+    lines = augment.run(config.model_copy(update={"train": train}), paths)
+    assert lines[0].startswith("2 training images") and lines[1].startswith("4 augmented copies of 2 training images")
+    for file in (paths.augment / "copies" / "images").iterdir():
+        given, target = read_image(file), read_image(paths.augment / "copies" / "labels" / file.name)
+        assert (given[..., 0] == given[..., 2]).all()
+        np.testing.assert_array_equal(given[..., 0], cv2.cvtColor(target, cv2.COLOR_RGB2GRAY))
+        assert (target[..., 0] != target[..., 2]).any(), "the colours that are to be brought back"
 
 
 def test_a_killed_run_carries_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
