@@ -372,6 +372,13 @@ class ReconstructionSettings(Settings):
     """What a variational code is in use: its mean, or a sample."""
 
 
+KIND_SETTINGS = {
+    "sparse": ("sparsity", "sparsity_weight", "sparsity_threshold", "sparsity_target"),
+    "variational": ("beta", "beta_schedule", "beta_rise", "code"),
+}
+"""Settings of a reconstruction that mean something for one kind of autoencoder only."""
+
+
 class TranslationSettings(Settings):
     """Pix2Pix (task translation): a generator against a discriminator of patches (Isola 2017)."""
 

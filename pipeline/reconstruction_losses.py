@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import ReconstructionSettings
+from pipeline.config import KIND_SETTINGS, ReconstructionSettings
 from pipeline.networks.autoencoders import Code, activation_of
 from pipeline.whole_batch import whole_batch
 
@@ -18,12 +18,6 @@ WINDOW = 11
 """Side of the window of SSIM in pixels."""
 LEAST_SHARE = 1e-6
 """Mean activations are kept so far from 0 and 1 before a logarithm."""
-
-KIND_SETTINGS = {
-    "sparse": ("sparsity", "sparsity_weight", "sparsity_threshold", "sparsity_target"),
-    "variational": ("beta", "beta_schedule", "beta_rise", "code"),
-}
-"""Settings that mean something for one kind of autoencoder only."""
 
 
 class ReconstructionLoss(nn.Module):

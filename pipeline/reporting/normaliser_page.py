@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import KIND_SETTINGS, Config
 from pipeline.metrics.normalisers import BETTER, INPUT, METRICS, OVERALL, excludes_zero
 from pipeline.metrics.summary import MINIMUM_GROUPS
 from pipeline.records.paths import Paths
 from pipeline.reporting.cases import choose_cases
 from pipeline.reporting.frame import Panel, common_cautions, draw_history, inline, interval, render
 from pipeline.reporting.side_by_side import compare_cases
-from pipeline.reporting.sources import Sources, read_sources, scores_hold
+from pipeline.reporting.sources import Sources, read_sources, scores_hold, settings_tree
 
 PICTURE_BYTES = 2_300_000
 """Bytes for all pictures of cases together, as they stand in the page."""
@@ -67,6 +67,7 @@ def build_page(paths: Paths, config: Config) -> str:
     ranked_by = DRAWN[kind][0]
     rows = _rows(sources, run, ranked_by)
     chosen = choose_cases(rows, "gain", config.report.cases)
+    network = str(settings_tree(sources.settings).get("train", {}).get("network", {}).get("name", ""))
     if "codes" in sources.absent and not _has_code(paths):
         del sources.absent["codes"]
     return render(
@@ -102,6 +103,8 @@ def build_page(paths: Paths, config: Config) -> str:
         ],
         table_columns=[name for name in columns if any(row.get(name) is not None for row in rows)],
         rows=rows,
+        own_network=network.partition(":")[0] in ("unet", "autoencoder"),
+        idle={name for kind, names in KIND_SETTINGS.items() if network != f"autoencoder:{kind}" for name in names},
         curves=inline(draw_history(sources.history, PANELS)),
         maps=inline(_maps(sources)),
         cautions=_cautions(sources, part),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, TrainSettings, dump_config
 from pipeline.records.files import write_json
 from pipeline.records.paths import Paths
 from pipeline.reporting import normaliser_page
@@ -119,6 +119,28 @@ def test_images_without_stain_vectors_are_counted(
     write_json(paths.reports / "metrics.json", metrics)
     page = assert_sound(build_page(paths, config))
     assert (f"could not be measured in {12 - measured} images" in page.text) == (measured < 12)
+
+
+@pytest.mark.parametrize(
+    ("network", "told", "untold"),
+    [
+        ("unet", ("width", "depth"), ("beta", "code", "sparsity weight")),
+        ("autoencoder:sparse", ("width", "sparsity weight"), ("beta", "code")),
+        ("autoencoder:variational", ("width", "beta", "code"), ("sparsity weight",)),
+        ("autoencoder:linear", ("depth",), ("width", "beta", "sparsity weight")),
+        ("smp:Unet", (), ("width", "depth", "beta", "code", "sparsity weight")),
+    ],
+)
+def test_settings_that_the_network_has_no_use_for_are_not_told(
+    tmp_path: Path, judged: Judged, network: str, told: tuple[str, ...], untold: tuple[str, ...]
+) -> None:
+    shutil.copytree(judged[0].root, tmp_path, dirs_exist_ok=True)
+    paths = Paths.of(judged[1], tmp_path)
+    train = TrainSettings.model_validate({"task": "reconstruction", "network": {"name": network}})
+    (paths.train / "config.yaml").write_text(dump_config(judged[1].model_copy(update={"train": train})))
+    page = build_page(paths, judged[1])
+    assert "<dt>loss</dt>" in page
+    assert {*told} == {name for name in (*told, *untold) if f"<dt>{name}</dt>" in page}
 
 
 OPTIONAL = {
