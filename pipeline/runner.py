@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import operator
 import os
 import shutil
 import time
@@ -104,22 +105,28 @@ def _inputs(stage: Stage, config: Config, paths: Paths) -> list[Path]:
 
 def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
     """Everything that the stage's result depends on: settings and hashes of inputs."""
-    settings: dict[str, Any] = {}
-    for key in stage.settings:
-        value: Any = functools.reduce(getattr, key.split("."), config)
-        dumped = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-        for left_out in NEVER_CHANGES_A_RESULT.get(key, ()):
-            dumped.pop(left_out)
-        settings[key] = dumped
+    settings = {key: _setting(config, key) for key in stage.settings}
     inputs = {_name(path, paths): _digest(path, paths) for path in _inputs(stage, config, paths)}
     return {"settings": settings, "inputs": inputs, "stainseg": __version__}
 
 
-def _with_defaults(made_from: dict[str, Any]) -> dict[str, Any]:
-    """Take settings that came after a result was made as their defaults, so that it is not stale for want of them."""
-    from pipeline.config import completed
+def _setting(config: Config, key: str) -> Any:
+    """A section, or a single setting, by its dotted path, as a manifest holds it."""
+    value: Any = functools.reduce(operator.getitem, key.split("."), config.model_dump(mode="json"))
+    for left_out in NEVER_CHANGES_A_RESULT.get(key, ()):
+        value.pop(left_out)
+    return value
 
-    dumped = made_from | {"settings": completed(made_from["settings"])}
+
+def _with_defaults(made_from: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Take settings that came after a result was made as their defaults, so that it is not stale for want of them.
+
+    wanted: what the stage would be made from now, which names every setting that it has.
+    """
+    from pipeline.config import Config, completed
+
+    since = {key: _setting(Config(), key) for key in wanted["settings"] if key not in made_from["settings"]}
+    dumped = made_from | {"settings": since | completed(made_from["settings"])}
     for key, names in NEVER_CHANGES_A_RESULT.items():
         for name in names:
             dumped["settings"].get(key, {}).pop(name, None)
@@ -146,7 +153,7 @@ def _state(stage: Stage, config: Config, paths: Paths) -> tuple[manifests.Manife
     wanted = made_from(stage, config, paths)
     if manifest is None:
         return None, wanted, ["it is not there"]
-    differences = manifests.changes(_with_defaults(manifest.made_from), wanted)
+    differences = manifests.changes(_with_defaults(manifest.made_from, wanted), wanted)
     damaged = manifests.damaged_outputs(stage.folder(paths), manifest)
     if damaged:
         differences.append(
@@ -270,7 +277,7 @@ def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
         if force:
             # Gone once there is another: what the stage refuses to do leaves it where it was.
             overwritten = _set_aside(stage, paths, manifest.short_name)
-        elif _with_defaults(manifest.made_from) == wanted:
+        elif _with_defaults(manifest.made_from, wanted) == wanted:
             # Somebody's own changes, perhaps, beside hours of training.
             print(f"{'':<9} as it is, it is kept in {_set_aside(stage, paths, manifest.short_name + '-changed')}")
         else:
@@ -287,7 +294,7 @@ def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
         ):
             print(f"{stage.name:<9} taken back from {aside_before}")
             return
-    if _begun_from(unfinished) == wanted or (not force and _take_up(stage, paths, wanted)):
+    if _begun_from(unfinished, wanted) == wanted or (not force and _take_up(stage, paths, wanted)):
         print(f"{stage.name:<9} carrying on where it was interrupted")
     else:
         _clear(stage, paths)
@@ -389,12 +396,12 @@ def _bring_back(stage: Stage, paths: Paths, aside: Path, last: str) -> None:
     shutil.rmtree(aside)
 
 
-def _begun_from(unfinished: Path) -> dict[str, Any] | None:
-    """What an unfinished result is made from, None where there is none."""
+def _begun_from(unfinished: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """What an unfinished result is made from, None where there is none; wanted: as of _with_defaults."""
     if not unfinished.exists():
         return None
     begun: dict[str, Any] = json.loads(unfinished.read_text(encoding="utf-8"))
-    return _with_defaults({key: value for key, value in begun.items() if key != _REFUSED})
+    return _with_defaults({key: value for key, value in begun.items() if key != _REFUSED}, wanted)
 
 
 def _keep_what_was_begun(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> None:
@@ -403,7 +410,7 @@ def _keep_what_was_begun(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> 
     What a stage refused is not kept, nor what was made from other files: neither comes back.
     """
     unfinished = stage.unfinished_file(paths)
-    begun = _begun_from(unfinished)
+    begun = _begun_from(unfinished, wanted)
     if begun is None or begun["settings"] == wanted["settings"]:
         return
     if _REFUSED in json.loads(unfinished.read_text(encoding="utf-8")):
@@ -419,7 +426,7 @@ def _take_up(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:
     """Bring back an unfinished result of these settings that was set aside."""
     aside = _aside(stage, paths, manifests.short_name(wanted))
     unfinished = stage.unfinished_file(paths)
-    if _begun_from(aside / unfinished.name) != wanted:
+    if _begun_from(aside / unfinished.name, wanted) != wanted:
         return False
     _bring_back(stage, paths, aside, unfinished.name)
     return True
@@ -428,7 +435,11 @@ def _take_up(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:
 def _take_back(stage: Stage, paths: Paths, wanted: dict[str, Any]) -> bool:
     aside = _aside(stage, paths, manifests.short_name(wanted))
     manifest = manifests.read_manifest(aside / stage.manifest_file(paths).name)
-    if manifest is None or _with_defaults(manifest.made_from) != wanted or manifests.damaged_outputs(aside, manifest):
+    if (
+        manifest is None
+        or _with_defaults(manifest.made_from, wanted) != wanted
+        or manifests.damaged_outputs(aside, manifest)
+    ):
         return False
     _bring_back(stage, paths, aside, stage.manifest_file(paths).name)
     return True

@@ -18,7 +18,7 @@ import pytest
 
 from pipeline import runner
 from pipeline.config import Config, load_config
-from pipeline.records.files import write_text
+from pipeline.records.files import write_json, write_text
 from pipeline.records.manifest import NAMED_WHERE_READ, Manifest, changes
 from pipeline.records.paths import Paths
 from pipeline.stages import STAGES, Stage, evaluate, report, submit
@@ -111,6 +111,26 @@ def test_a_setting_that_came_since_leaves_a_result_alone_at_its_default(recorder
     write_text(file, json.dumps(entry))
     assert recorder.go(tmp_path, "report", with_needs=True) == []
     assert "ingest" in recorder.go(tmp_path, "report", "ingest.layout=images", with_needs=True)
+
+
+@pytest.mark.parametrize(("strata", "told"), [([], []), (["pink"], ["settings.train.reconstruction.reference_strata"])])
+def test_a_setting_that_a_stage_reads_since_leaves_a_result_alone_at_its_default(
+    tmp_path: Path, strata: list[str], told: list[str]
+) -> None:
+    reconstruction = {"task": "reconstruction", "reconstruction": {"reference_strata": strata}}
+    config = Config.model_validate({"run": "mine", "train": reconstruction})
+    paths, stage = Paths.of(config, tmp_path), next(stage for stage in STAGES if stage.name == "augment")
+    manifest = {
+        "stage": "augment",
+        "outputs": {},
+        "provenance": {},
+        "made_from": runner.made_from(stage, config, paths),
+    }
+    write_json(stage.manifest_file(paths), manifest)
+    assert runner._state(stage, config, paths)[2] == []
+    del manifest["made_from"]["settings"]["train.reconstruction.reference_strata"]
+    write_json(stage.manifest_file(paths), manifest)
+    assert [difference.partition(":")[0] for difference in runner._state(stage, config, paths)[2]] == told
 
 
 def test_a_sample_submission_that_comes_late_and_another_note_are_no_reason_to_train_again(tmp_path: Path) -> None:
