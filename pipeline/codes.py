@@ -34,6 +34,8 @@ GRID_GAP = 4
 LARGEST_SHEET = 64
 """Tiles that a grid shows; of more, the first."""
 TABLE, GRID = "codes.csv", "grid.png"
+LARGEST_JPEG = 65500
+"""Pixels of a side that a JPEG holds."""
 SAME_SIZE = 0.05
 """Share by which a JPEG may be larger or smaller than a code and still count as one of equal bytes."""
 HEADER = "image,height,width,bytes,raw_ratio,file_bytes,file_ratio,psnr,jpeg_quality,jpeg_bytes,jpeg_psnr"
@@ -197,6 +199,12 @@ def encode_images(run: str, images: Path, out: Path, bits: int = 8, compute: Com
     _check_codes(out, {*names.values()}, weights, bits)
     coder = Coder(trained, compute)
     for file, image in readings:
+        if max(image.shape[:2]) > LARGEST_JPEG:
+            readings.faults.append(
+                f"{file}: expected sides of at most {LARGEST_JPEG:,} pixels, as a JPEG to compare with has, found "
+                f"{image.shape[1]:,} x {image.shape[0]:,}; cut the image into pieces"
+            )
+            continue
         levels, lowest, step = quantise(coder.encode(image), bits)
         code = StoredCode(levels, lowest, step, bits, image.shape[0], image.shape[1], weights)
         content = to_bytes(code)

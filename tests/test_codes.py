@@ -175,6 +175,16 @@ def test_faults_are_listed_together_and_the_rest_is_done(tmp_path: Path) -> None
         decode_codes(str(trained.folder), tmp_path / "in", tmp_path / "out", HERE)
 
 
+def test_an_image_longer_than_any_jpeg_is_named(tmp_path: Path) -> None:
+    trained = run_in(tmp_path / "run", CONVOLUTIONAL)
+    (tmp_path / "in").mkdir()
+    for name, width in (("a.png", 65501), ("b.png", 40)):
+        cv2.imwrite(str(tmp_path / "in" / name), tissue(2, width))
+    with pytest.raises(ValueError, match=r"a\.png: expected sides of at most 65,500 pixels.* found 65,501 x 2; cut"):
+        encode_images(str(trained.folder), tmp_path / "in", tmp_path / "codes", compute=HERE)
+    assert sorted(file.name for file in (tmp_path / "codes").iterdir()) == ["b.code", "codes.csv"]
+
+
 def test_runs_without_a_code_are_refused(tmp_path: Path) -> None:
     write_png(tmp_path / "in" / "a.png", tissue(20, 20))
     unet = run_in(tmp_path / "unet", {"name": "unet", "width": 4, "depth": 1})
