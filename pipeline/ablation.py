@@ -24,6 +24,7 @@ from pipeline import __version__
 from pipeline.config import Config, ConfigError, Settings, load_config
 from pipeline.records.case import Case
 from pipeline.records.files import write_json, write_text
+from pipeline.records.former import former_kept
 from pipeline.records.manifest import read_manifest
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
@@ -198,10 +199,11 @@ def run_ablation(file: Path, studies: Sequence[str] = (), root: Path = Path()) -
         folder = root / "reports" / "ablation"
         described = {"study": name, **ablation.model_dump(mode="json", include={"seeds", "arms"})}
         described |= ablation.studies[name].model_dump(mode="json") | result | {"made": made}
-        write_json(folder / f"{name}.json", described)
         table = as_table(name, result, made)
-        write_text(folder / f"{name}.md", table)
-        draw_gains(name, result, folder / f"{name}.png")
+        with former_kept(folder / name, (".json", ".md", ".png")):
+            write_json(folder / f"{name}.json", described)
+            write_text(folder / f"{name}.md", table)
+            draw_gains(name, result, folder / f"{name}.png")
         print(table)
         print(f"Written: {folder / name}.json, .md and .png")
 

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.records.case import UNKNOWN_STRATUM
 from pipeline.records.files import write_json, write_text
+from pipeline.records.former import former_kept
 from pipeline.reporting.differences import draw_differences
 
 SHOWN = ("dice", "iou", "ap", "f1_70", "recall_70", "pq", "f1_70_pooled", "recall_70_pooled", "precision_70_pooled")
@@ -44,8 +45,6 @@ def compare(first: str, second: str, pools: Sequence[str] = (), root: Path = Pat
     folder = root / "reports" / "compare"
     stem = f"{first}--{second}".replace("/", "-")
     table = as_table(result)
-    write_json(folder / f"{stem}.json", result)
-    write_text(folder / f"{stem}.md", table)
     panels = {
         part: {
             score: (entry["difference"], entry["low"], entry["high"], COLOURS[entry["verdict"]])
@@ -55,7 +54,10 @@ def compare(first: str, second: str, pools: Sequence[str] = (), root: Path = Pat
     }
     rows = [score for score in SHOWN if score in result["parts"]["all"]]
     title = f"{second} minus {first}, 95 % interval over groups; blue better, red worse, grey neither"
-    draw_differences(title, rows, panels, folder / f"{stem}.png")
+    with former_kept(folder / stem, (".json", ".md", ".png")):
+        write_json(folder / f"{stem}.json", result)
+        write_text(folder / f"{stem}.md", table)
+        draw_differences(title, rows, panels, folder / f"{stem}.png")
     print(f"{table}\nWritten: {folder / stem}.json, .md and .png")
 
 

@@ -19,6 +19,7 @@ from pipeline.config import Config, ConfigError, load_config
 from pipeline.doubted_labels import PICTURES, SHARE, caption, contradicted_share, draw_labels, order_labels
 from pipeline.records.case import Case, read_cases
 from pipeline.records.files import write_json, write_text, written_aside
+from pipeline.records.former import former_kept
 from pipeline.records.paths import Paths
 from pipeline.records.split import PARTS, read_groups, read_parts
 from pipeline.runner import run as run_stage
@@ -26,6 +27,8 @@ from pipeline.runner import run as run_stage
 PART = "out_of_fold"
 SHOWN = ("dice", "ap", "f1_70", "recall_70_pooled", "pq")
 """Scores of the table and of the figure, where they apply."""
+FILES = ("metrics.json", "table.md", "scores.png", "per_case.csv", "labels_to_check.csv", "labels_to_check.png")
+"""What it writes beside the folders of the folds, which the stages look after."""
 COLOUR, QUIET = "#2f6f9f", "#9aa0a6"
 
 
@@ -72,12 +75,13 @@ def run_cross_validation(file: Path | None, settings: list[str], root: Path = Pa
     folder = root / "reports" / "cv" / run
     pooled = _pooled(folds)
     doubted = order_labels(pooled)
-    for name, rows in (("per_case", pooled), ("labels_to_check", doubted)):
-        write_text(folder / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
-    write_json(folder / "metrics.json", metrics)
-    write_text(folder / "table.md", table)
-    draw_scores(metrics, folder / "scores.png")
-    _draw_doubted(doubted[:PICTURES], configs, folder / "labels_to_check.png", root)
+    with former_kept(folder, [f"/{name}" for name in FILES]):
+        for name, rows in (("per_case", pooled), ("labels_to_check", doubted)):
+            write_text(folder / f"{name}.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
+        write_json(folder / "metrics.json", metrics)
+        write_text(folder / "table.md", table)
+        draw_scores(metrics, folder / "scores.png")
+        _draw_doubted(doubted[:PICTURES], configs, folder / "labels_to_check.png", root)
     print(f"\n{table}\nWritten: {folder}")
 
 

@@ -30,6 +30,7 @@ from pipeline.comparison import COLOURS, differences, named_pools
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.records.case import IGNORED, Case
 from pipeline.records.files import file_hash, write_json, write_text
+from pipeline.records.former import former_kept
 from pipeline.records.manifest import damaged_outputs, describe_outputs, provenance, read_manifest, short_name
 from pipeline.records.paths import Paths
 from pipeline.records.split import PARTS, read_parts, read_split_table
@@ -100,9 +101,6 @@ def run_peer_study(
     for name in SEGMENTERS:
         problem = _run_peer(name, folder / name, request, root) if name in wanted else ""
         outcomes[name] = _scored(name, folder / name, request, problem, parts[PART], paths)
-        if (scores := outcomes[name].scores) is not None:
-            text = scores.to_csv(index=False, lineterminator="\n", float_format="%.6f")
-            write_text(reports / name / "per_case.csv", text)
     words = ["python", "-m", "pipeline", "peers", *(["-c", str(file)] if file else []), f"--minutes={minutes:g}"]
     words += [
         *([f"--only={','.join(only)}"] if only is not None else []),
@@ -113,10 +111,16 @@ def run_peer_study(
     metrics = {"dataset": config.dataset, "split": config.split.name, "threads": threads} | metrics
     metrics["made"] = {"command": shlex.join(words)} | provenance(config.seed, time.perf_counter() - started, root)
     table = as_table(metrics)
-    write_json(reports / "metrics.json", metrics)
-    write_text(reports / "table.md", table)
-    _draw_differences(metrics, reports / "differences.png")
-    _draw_cases(outcomes, parts[PART], paths, reports / "cases.png")
+    own = ("table.md", "metrics.json", "differences.png", "cases.png", *(f"{name}/per_case.csv" for name in SEGMENTERS))
+    with former_kept(reports, [f"/{name}" for name in own]):
+        for name in SEGMENTERS:
+            if (scores := outcomes[name].scores) is not None:
+                text = scores.to_csv(index=False, lineterminator="\n", float_format="%.6f")
+                write_text(reports / name / "per_case.csv", text)
+        write_json(reports / "metrics.json", metrics)
+        write_text(reports / "table.md", table)
+        _draw_differences(metrics, reports / "differences.png")
+        _draw_cases(outcomes, parts[PART], paths, reports / "cases.png")
     print(f"\n{table}\nWritten: {reports}")
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.config import Config, ConfigError, load_config
 from pipeline.records.case import IGNORED, Case, read_cases
 from pipeline.records.files import write_json, write_text
+from pipeline.records.former import former_kept
 from pipeline.records.manifest import provenance
 from pipeline.records.paths import Paths
 from pipeline.records.split import read_groups, read_split_table
@@ -105,10 +106,11 @@ def run_transfer(
     folder = root / "reports" / "transfer" / f"{run}--{config.dataset}".replace("/", "-")
     rows = _long(arms, tables)
     table = as_table(metrics)
-    write_text(folder / "per_case.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
-    write_json(folder / "metrics.json", metrics)
-    write_text(folder / "table.md", table)
-    _draw(subject, arms, segmenters, tables, folder / "cases.png")
+    with former_kept(folder, ("/table.md", "/metrics.json", "/per_case.csv", "/cases.png")):
+        write_text(folder / "per_case.csv", rows.to_csv(index=False, lineterminator="\n", float_format="%.6f"))
+        write_json(folder / "metrics.json", metrics)
+        write_text(folder / "table.md", table)
+        _draw(subject, arms, segmenters, tables, folder / "cases.png")
     print(f"\n{table}\nWritten: {folder}")
 
 

@@ -236,6 +236,11 @@ def test_a_killed_ablation_carries_on_and_says_what_made_it(tmp_path: Path, monk
     assert "| stain jitter | 1, 2 | 7, 7 | 12.5, 12.5 |" in table and "The normaliser was trained once" in table
     assert f"`{found['made']['command']}`: stainseg {found['made']['stainseg']}" in table
     assert (tmp_path / "reports" / "ablation" / "made.png").exists()
+    run_ablation(file, root=tmp_path)
+    assert not [*(tmp_path / "reports" / "ablation").glob("made~*")]
+    run_ablation(written(tmp_path, [1, 2], dict([*arms.items()][:2])), root=tmp_path)
+    (kept,) = (tmp_path / "reports" / "ablation").glob("made~*.json")
+    assert json.loads(kept.read_text()) == found
 
 
 def test_images_that_are_missing_are_told_before_anything_is_trained(tmp_path: Path) -> None:

@@ -147,4 +147,11 @@ def test_the_command_writes_tables_and_a_picture(
     assert (folder / "one--cv-two.md").read_text() in printed
     found = json.loads((folder / "one--cv-two.json").read_text())
     assert found["made"]["command"] == "python -m pipeline compare one cv/two --pool 'all of it=bright,dark'"
+    assert main(["compare", "one", "cv/two", "--pool", "all of it=bright,dark"]) == 0
+    assert len([*folder.iterdir()]) == 3
+    # Other pools make another result of the same name: the former is kept.
+    before = {file.suffix: file.read_bytes() for file in folder.iterdir()}
+    assert main(["compare", "one", "cv/two"]) == 0
+    assert "The former result says otherwise, and is kept: " in capsys.readouterr().out
+    assert {file.suffix: file.read_bytes() for file in folder.glob("one--cv-two~*")} == before
     assert main(["compare", "one", "three"]) == 2

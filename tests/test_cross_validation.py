@@ -145,6 +145,10 @@ def test_killed_it_carries_on_and_trains_nothing_again(
     run_cross_validation(None, TINY, tmp_path)
     assert len(ran) == 3
     assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+    assert not [*folder.parent.glob("tiny~*")]
+    run_cross_validation(None, [*TINY, "evaluate.resamples=2001"], tmp_path)
+    (kept,) = folder.parent.glob("tiny~*")
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == before and len(ran) == 3
 
 
 def test_what_a_fold_lacks_is_told_of_every_fold_before_anything_is_trained(

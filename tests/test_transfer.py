@@ -152,9 +152,12 @@ def test_the_reference_may_be_named_and_is_a_training_image(build: Build) -> Non
     build()
     run_transfer("seg", Path("abroad.yaml"), (*QUICK, "normalise.reference=h01"), ["reinhard"])
     assert metrics_of()["arms"]["reinhard"]["reference_case"] == "h01"
+    former = Path("reports/transfer/seg--abroad/metrics.json").read_bytes()
     # Of what it learned from, h01 is the one that is odd.
     run_transfer("seg", Path("abroad.yaml"), QUICK, ["macenko"], ["odd"])
     assert metrics_of()["arms"]["macenko"]["reference_case"] == "h01"
+    (kept,) = Path("reports/transfer").glob("seg--abroad~*")
+    assert (kept / "metrics.json").read_bytes() == former and (kept / "cases.png").is_file()
     with pytest.raises(ValueError, match=r"--reference-strata: expected some of .* even, odd, found strange"):
         run_transfer("seg", Path("abroad.yaml"), QUICK, ["macenko"], ["strange"])
     for wrong in ("h03", "a1"):
