@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.metrics.summary import MINIMUM_GROUPS, SCHEMA_VERSION
+from pipeline.metrics.summary import MINIMUM_GROUPS, SCHEMA_VERSION, interval
 from pipeline.records.case import Case
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _with_intervals(
     for name, value in ranked.scores(np.ones(len(truth))).items():
         if value is None:
             continue
-        low, high = np.percentile(values[name], (2.5, 97.5)).tolist() if values[name] else (None, None)
+        low, high = interval(values[name], len(names)) if values[name] else (None, None)
         content[name] = {
             "mean": round(value, DIGITS),
             "low": None if low is None else round(low, DIGITS),

@@ -87,7 +87,7 @@ METRICS_SCHEMA = {
     "seed": "seed of the bootstrap",
     "empty_policy": "how empty masks are scored",
     "<part>.<metric>.mean": "mean over cases; of pooled metrics the score of all counts added up",
-    "<part>.<metric>.low, .high": f"95 % percentile interval from resampled groups, null below {MINIMUM_GROUPS} groups",
+    "<part>.<metric>.low, .high": f"95 % interval from resampled groups, null below {MINIMUM_GROUPS} groups",
     "<part>.<metric>.groups, .cases": "groups and cases behind the figure",
     "by_stratum.<stratum>.<metric>": "the same for the cases of one stratum",
     "calibration.error, .brier": "expected calibration error and Brier score of the probability of any foreground",
@@ -286,7 +286,8 @@ def summarise(per_case: DataFrame, part: str, resamples: int = 2000, seed: int =
 
     per_case: the table of per_case_table, or per_case.csv read back with case_id, group and stratum as text; the order
     of its rows does not matter. Intervals are percentiles of the statistic over resampled groups (Efron 1979; the
-    cluster bootstrap, Field and Welsh 2007): whole groups are drawn with replacement. Raises ValueError without scored
+    cluster bootstrap, Field and Welsh 2007): whole groups are drawn with replacement; which percentiles, says
+    `interval`. Raises ValueError without scored
     cases or with fewer than 2000 resamples.
     """
     if resamples < 2000:
@@ -381,7 +382,7 @@ def summarise_differences(
         low = high = None
         if count >= MINIMUM_GROUPS:
             drawn = _resample(grouped, count, resamples, seed)
-            low, high = np.percentile(drawn["1"] - drawn["0"], (2.5, 97.5))
+            low, high = interval(drawn["1"] - drawn["0"], count)
         # Scores have six decimals: what is smaller is the order in which a group's cases were added up.
         by_group = (grouped["1"].of_each() - grouped["0"].of_each()).round(9)
         content[name] = {
@@ -406,7 +407,7 @@ def _summary(
             resampled |= _resample(alike, count, resamples, seed)
     content = {}
     for name, statistic in grouped.items():
-        low, high = np.percentile(resampled[name], (2.5, 97.5)) if name in resampled else (None, None)
+        low, high = interval(resampled[name], len(statistic.parts)) if name in resampled else (None, None)
         content[name] = {
             "mean": _rounded(statistic.value(np.ones((1, len(statistic.parts))))[0]),
             "low": _rounded(low),
@@ -415,6 +416,21 @@ def _summary(
             "cases": int(statistic.cases.sum()),
         }
     return content
+
+
+def interval(values: Sequence[float] | np.ndarray, groups: int) -> tuple[float, float]:
+    """Return the 95 % interval of a statistic from its values over resamples of so many groups.
+
+    Of n groups the spread over resamples is too small by sqrt((n - 1) / n), and 1.96 of it are too few while it is
+    itself an estimate: of 10 groups the percentiles 2.5 and 97.5 hold the truth nine times in ten. Those further out
+    that Student's t would take make up for both (expanded percentiles, Hesterberg 2015,
+    doi:10.1080/00031305.2015.1089789).
+    """
+    from scipy.special import ndtr, stdtrit
+
+    tail = 100.0 * ndtr(-stdtrit(groups - 1, 0.975) * np.sqrt(groups / (groups - 1)))
+    low, high = np.percentile(values, (tail, 100.0 - tail)).tolist()
+    return low, high
 
 
 def _resample(statistics: dict[str, _Statistic], count: int, resamples: int, seed: int) -> dict[str, np.ndarray]:
