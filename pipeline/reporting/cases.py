@@ -26,9 +26,12 @@ class Picture:
 def choose_cases(rows: Sequence[dict[str, Any]], score: str, count: int) -> dict[str, list[dict[str, Any]]]:
     """Choose the worst, the median and the best cases by a score, each case once; ties go by case id.
 
-    With fewer cases than three times count, the worst take theirs first, then the best.
+    With fewer cases than three times count, the worst take theirs first, then the best. What is empty in truth and
+    prediction scores 1 and has nothing to look at: it is chosen where there is nothing else.
     """
-    ranked = sorted((row for row in rows if row.get(score) is not None), key=lambda row: (row[score], row["case_id"]))
+    scored = [row for row in rows if row.get(score) is not None]
+    shown = [row for row in scored if any(row.get(name, 1) for name in ("tp", "fp", "fn"))] or scored
+    ranked = sorted(shown, key=lambda row: (row[score], row["case_id"]))
     share = min(count, max(1, -(-len(ranked) // 3)))
     worst = ranked[:share]
     best = ranked[len(worst) :][-share:][::-1]

@@ -75,6 +75,7 @@ def build_page(paths: Paths, config: Config) -> str:
     chosen = choose_cases(sources.rows, score, config.report.cases)
     count = max(1, sum(map(len, chosen.values())))
     classes: dict[str, str] = sources.metrics.get("classes", {})
+    numbered = [name.removeprefix("dice_class_") for name in scores if name.startswith("dice_class_")]
     pictures = {
         kind: [take_picture(row, sources, paths, min(PICTURE_LIMIT, PICTURE_BYTES // count)) for row in rows]
         for kind, rows in chosen.items()
@@ -88,11 +89,17 @@ def build_page(paths: Paths, config: Config) -> str:
         scores=scores,
         headline=[name for name in HEADLINE if _mean(scores, name) is not None],
         further=[name for name in scores if name not in HEADLINE and _mean(scores, name) is not None],
-        titles=TITLES | {f"pq_class_{number}": f"PQ, {name}" for number, name in classes.items()},
+        titles=TITLES
+        | {f"pq_class_{number}": f"PQ, {name}" for number, name in classes.items()}
+        | {f"dice_class_{number}": f"Dice, class {number}" for number in numbered},
         meanings=MEANINGS
         | {
             f"pq_class_{number}": f"PQ of the objects of class {name}; mean over images that have some"
             for number, name in classes.items()
+        }
+        | {
+            f"dice_class_{number}": f"Dice of class {number}; mean over images with it in truth or prediction"
+            for number in numbered
         },
         objects=score == "ap",
         score=score,
@@ -186,10 +193,8 @@ def _strata_figures(sources: Sources, part: str, score: str) -> list[str]:
             for name, cases, scores in entries
         ]
         told = "; ".join(f"{name} {interval(entry)}" for name, _, entry in rows)
-        title, description = (
-            f"{TITLES[metric]}: every image, mean, 95 % interval",
-            f"{TITLES[metric]} by stratum: {told}",
-        )
+        drawn = ", 95 % interval" if any(entry.get("low") is not None for _, _, entry in rows) else ""
+        title, description = f"{TITLES[metric]}: every image, mean{drawn}", f"{TITLES[metric]} by stratum: {told}"
         figures.append(draw_strata(title, rows, description, f"strata-{metric}"))
     return figures
 

@@ -35,7 +35,8 @@ class Sources:
 
     metrics: metrics.json; rows: the scored rows of per_case.csv, words as str and numbers as float or None; for a run
     that makes images one row a case and method;
-    settings: YAML as training froze it (every automatic choice replaced by what was taken), else as resolved now;
+    settings: YAML as training froze it (the machine's automatic choices replaced by what was taken), else as resolved
+    now; model: model.json, which tells the target that was taken;
     cases: by case id; history: history.csv by column; thresholds, proof, timing: the JSON objects; codes: codes.csv, a
     case a row with its place on the map; findings: those of ingest; manifests: by stage, in the stages' order; sheets:
     pictures by section.
@@ -48,6 +49,7 @@ class Sources:
     cases: dict[str, Case] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
     thresholds: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     proof: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, Any] = field(default_factory=dict)
     codes: list[dict[str, Any]] = field(default_factory=list)
@@ -93,6 +95,8 @@ def read_sources(paths: Paths, config: Config) -> Sources:
         sources.history.update(_columns(there))
     if there := _there(sources, "thresholds", paths.train / "thresholds.json", paths, "make train"):
         sources.thresholds.update(_object(there))
+    if (file := paths.train / "model.json").exists():
+        sources.model.update(_object(file))
     if sources.of_images:
         if there := _there(sources, "timing", paths.reports / "timing.json", paths, "make evaluate"):
             sources.timing.update(_object(there))

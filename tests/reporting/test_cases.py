@@ -28,6 +28,14 @@ def test_few_cases_are_shown_once() -> None:
     assert chosen_ids(rows_of([None, 0.2]), 4) == {"worst": ["001"], "median": [], "best": []}
 
 
+def test_what_is_empty_is_not_shown_as_the_best() -> None:
+    empty = {"tp": 0.0, "fp": 0.0, "fn": 0.0}
+    rows = [row | {"tp": 0.0, "fp": 3.0, "fn": 0.0} for row in rows_of([0.0, 0.5, 0.7])]
+    blank = [{"case_id": "a", "ap": 1.0} | empty, {"case_id": "b", "ap": 1.0} | empty]
+    assert chosen_ids(rows + blank, 1) == {"worst": ["000"], "median": ["001"], "best": ["002"]}
+    assert chosen_ids(blank, 1) == {"worst": ["a"], "median": [], "best": ["b"]}
+
+
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, None]), max_size=30), st.integers(1, 8), st.randoms())
 def test_each_once_and_in_any_order(scores: list[float | None], count: int, random: object) -> None:
     rows = rows_of(scores)

@@ -179,6 +179,26 @@ def test_few_groups_have_no_interval(tmp_path: Path, write_run: Any, assert_soun
     assert "bootstrap resamples" not in page.text
 
 
+def test_every_figure_of_several_classes_has_a_name_and_a_meaning(
+    tmp_path: Path, write_run: Any, assert_sound: ReadPage
+) -> None:
+    paths, config = write_run(tmp_path, cases=4, kind="semantic")
+    rows = [
+        {"case_id": f"case-{number:02d}", "group": f"group-{number}", "stratum": "pink"}
+        | score_case(np.eye(9, dtype=np.uint16), np.eye(9, k=number, dtype=np.uint16), "semantic", 2)
+        for number in range(4)
+    ]
+    write_json(paths.reports / "metrics.json", summarise(per_case_table(rows), "test"))
+    write_json(paths.train / "model.json", {"target": "classes", "channels": ["background", "class 1", "class 2"]})
+    html = build_page(paths, config)
+    page = assert_sound(html)
+    assert "Dice, class 1 0.2500 – 4 4 Dice of class 1; mean over images with it" in page.text
+    assert "dice_class" not in page.text and "outline of a true region" in page.text
+    # Four groups have no interval: no chart says that it has.
+    assert "Dice: every image, mean<" in html
+    assert "target classes" in page.text
+
+
 def test_semantic_labels_are_ranked_by_dice(tmp_path: Path, write_run: Any, assert_sound: ReadPage) -> None:
     page = assert_sound(build_page(*write_run(tmp_path, kind="semantic")))
     assert "Ranked by Dice" in page.text
