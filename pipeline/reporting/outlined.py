@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from pipeline.reporting.overlays import PAINT, draw_outlines
 
 TRUTH = (255, 255, 255)
 """RGB of painted outlines of the truth, the page's colour of it."""
-INCHES, DOTS = 2.5, 150
-"""Side of a panel, and dots an inch."""
+INCHES, DOTS, LETTERS = 2.5, 150, 26
+"""Side of a panel, dots an inch, and letters of a caption's line that find room over a panel."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def draw_outlined(title: str, rows: Mapping[str, Sequence[Panel]], file: Path) -
         for line, (name, panels) in zip(drawn, rows.items(), strict=True):
             for axes, panel in zip(line, panels, strict=True):
                 axes.imshow(outlined(panel))
-                axes.set(title=panel.caption, xticks=[], yticks=[])
+                caption = "\n".join(fill(text, LETTERS) for text in panel.caption.split("\n"))
+                axes.set_title(caption, fontsize=9.0)
+                axes.set(xticks=[], yticks=[])
             line[0].set_ylabel(name)
         figure.suptitle(title, fontsize=11)
         with written_aside(file) as aside:
