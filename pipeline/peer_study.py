@@ -370,7 +370,9 @@ def compared(
             whole = summarise(table, PART, resamples, seed)
             entry["parts"] = {ALL: whole[PART], **whole["by_stratum"]}
             for pool, members in pools.items():
-                entry["parts"][pool] = summarise(table[table["stratum"].isin(members)], PART, resamples, seed)[PART]
+                # A run of ours may have been scored on another split, without these strata.
+                if (inside := table["stratum"].isin(members)).any():
+                    entry["parts"][pool] = summarise(table[inside], PART, resamples, seed)[PART]
             if mine is not None and name != ours:
                 try:
                     entry["differences"] = differences(table, mine, pools, resamples)["parts"]
@@ -436,7 +438,7 @@ def as_table(metrics: Mapping[str, Any]) -> str:
 def _scores_shown(entry: Mapping[str, Any], parts: Sequence[str]) -> Iterator[str]:
     for part in parts:
         for score in ("ap", "f1_70", "dice") if part == ALL else ("ap", "f1_70_pooled", "recall_70_pooled"):
-            found = entry["parts"][part].get(score)
+            found = entry["parts"].get(part, {}).get(score)
             yield "-" if found is None else f"{found['mean']:.3f}"
 
 

@@ -268,6 +268,18 @@ def test_without_our_run_the_others_still_have_scores() -> None:
     assert entry["parts"]["all"]["ap"]["mean"] == pytest.approx(0.4) and "differences" not in entry
 
 
+def test_a_run_that_was_scored_on_another_split_is_told_beside_the_others() -> None:
+    elsewhere = scored(0.5, 6).assign(stratum="grey", case_id=[f"d{n:02d}" for n in range(24)])
+    outcomes = {"tiny": Outcome("stainseg (tiny)", "", elsewhere), "stardist": Outcome("StarDist", "", scored(0.4, 4))}
+    metrics = compared("tiny", outcomes, {"tissue": ["pink"]}, 2000, 1)
+    made = {"command": "c", "versions": {"stainseg": "0", "python": "3"}, "commit": "abc"}
+    table = as_table({"dataset": "d", "split": "s", "threads": 1, "made": made} | metrics)
+    assert "| stainseg (tiny) | 0.500 | 0.500 | 0.500 | - | - | - |" in table
+    assert (
+        "| StarDist | not compared: expected the same scored cases in both runs, found 24 and 24, of which 0" in table
+    )
+
+
 # --- What the scripts share -------------------------------------------------------------------------------------------
 
 
