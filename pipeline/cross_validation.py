@@ -22,6 +22,7 @@ from pipeline.records.files import write_json, write_text, written_aside
 from pipeline.records.former import former_kept
 from pipeline.records.paths import Paths
 from pipeline.records.split import PARTS, read_groups, read_parts
+from pipeline.runner import refuse_at_once
 from pipeline.runner import run as run_stage
 
 PART = "out_of_fold"
@@ -65,6 +66,7 @@ def run_cross_validation(file: Path | None, settings: list[str], root: Path = Pa
     """
     configs = fold_configs(file, settings)
     run = load_config(file, settings).run
+    refuse_at_once("evaluate", configs[0], Paths.of(configs[0], root), with_needs=True)
     _split(configs, root)
     for config in configs:
         print(f"\n{config.run}")

@@ -37,10 +37,7 @@ def forward_of(network: nn.Module, engine: str, compute: ComputeSettings) -> For
     in_pytorch = _in_pytorch(network, compute)
     if engine == "pytorch" or (engine == "auto" and compute.device != "cpu"):
         return in_pytorch
-    if compute.device != "cpu":
-        raise ValueError(
-            f"predict.engine=openvino: expected compute.device=cpu, found {compute.device}; take predict.engine=pytorch"
-        )
+    check_engine(engine, compute.device)
     try:
         return _in_openvino(network, compute, in_pytorch)
     except ValueError as error:
@@ -48,6 +45,14 @@ def forward_of(network: nn.Module, engine: str, compute: ComputeSettings) -> For
             raise
         print(f"noted: PyTorch runs the network; {error}")
         return in_pytorch
+
+
+def check_engine(engine: str, device: str) -> None:
+    """Raise ValueError for openvino on another device than the CPU."""
+    if engine == "openvino" and device != "cpu":
+        raise ValueError(
+            f"predict.engine=openvino: expected compute.device=cpu, found {device}; take predict.engine=pytorch"
+        )
 
 
 def _in_openvino(network: nn.Module, compute: ComputeSettings, in_pytorch: Forward) -> Forward:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pipeline.config import ComputeSettings, PredictSettings
-from pipeline.engines import forward_of
+from pipeline.engines import check_engine, forward_of
 from pipeline.intensity import INTENSITIES, as_input
 from pipeline.networks import Network
 from pipeline.networks.autoencoders import Autoencoder
@@ -322,13 +322,6 @@ class VolumePredictor:
         self, network: Network, activation: str, intensity: str, settings: PredictSettings, compute: ComputeSettings,
         window: tuple[int, int, int], name: str,
     ) -> None:  # fmt: skip
-        by_default = PredictSettings.model_fields["tile"].default
-        if settings.scales != (1.0,) or settings.engine == "openvino" or settings.tile != by_default:
-            raise ValueError(
-                f"{name}: a network of volumes takes predict.scales=[1.0], predict.engine=pytorch and no predict.tile "
-                f"(its windows are those of augment.planes and augment.crop), found {[*settings.scales]}, "
-                f"{settings.engine} and {settings.tile}"
-            )
         self.network, self.name, self.settings, self.window = network, name, settings, window
         self.activation = ACTIVATIONS[activation]
         self.prepare = INTENSITIES[intensity]
@@ -401,15 +394,33 @@ def predictor_of(
     window: of a network of volumes, what it was trained on (AugmentSettings.window).
     Training validates by it, and every use goes through it: what is measured there is what comes out here.
     """
+    makes_masks = not (makes_images or isinstance(network, Classifier))
+    check_settings(settings, compute.device, makes_masks=makes_masks, window=window, name=name)
     if settings.engine == "auto" and (makes_images or window is not None):
         settings = settings.model_copy(update={"engine": "pytorch"})
     if window is not None:
         return VolumePredictor(cast(Network, network), activation, intensity, settings, compute, window, name)
-    if (makes_images or isinstance(network, Classifier)) and settings.scales != (1.0,):
-        raise ValueError(f"predict.scales: expected [1.0] for {name}, which makes no masks, found {[*settings.scales]}")
     kind = ClassPredictor if isinstance(network, Classifier) else Predictor
     border = IMAGE_BORDER if makes_images else 0
     return kind(cast(Network, network), activation, intensity, settings, compute, border, name, directions)
+
+
+def check_settings(
+    settings: PredictSettings, device: str, *, makes_masks: bool, window: tuple[int, int, int] | None, name: str
+) -> None:
+    """Raise ValueError for settings of which a network has no use; window, name: as of predictor_of."""
+    by_default = PredictSettings.model_fields["tile"].default
+    if window is not None and (
+        settings.scales != (1.0,) or settings.engine == "openvino" or settings.tile != by_default
+    ):
+        raise ValueError(
+            f"{name}: a network of volumes takes predict.scales=[1.0], predict.engine=pytorch and no predict.tile "
+            f"(its windows are those of augment.planes and augment.crop), found {[*settings.scales]}, "
+            f"{settings.engine} and {settings.tile}"
+        )
+    if not makes_masks and settings.scales != (1.0,):
+        raise ValueError(f"predict.scales: expected [1.0] for {name}, which makes no masks, found {[*settings.scales]}")
+    check_engine(settings.engine, device)
 
 
 def grid_of(scales: Iterable[float]) -> int:

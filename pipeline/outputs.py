@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,23 @@ class Outputs:
         return score_case(np.where(truth == IGNORED, IGNORED, truth > 0).astype(np.uint16), mask, "semantic")
 
     @classmethod
+    def foreseen(cls, config: Config) -> Outputs:
+        """Decide as far as settings alone do: of masks and classes, labels have the last word (see of).
+
+        Raises ValueError where an image would not come out as it went in.
+        """
+        if config.train.task in IMAGE_TASKS:
+            _refuse_other_images(config)
+            return cls("image", ("red", "green", "blue"), image_activation(config), "image")
+        if config.train.task == "classification":
+            return cls("class", ("0", "1"), "softmax", "class")
+        target = config.train.target
+        if target == "auto":
+            target = "offsets" if config.augment.dimensions == 2 else "binary"
+        kind = "semantic" if target in ("binary", "classes") else "instance"
+        return cls(target, channels_of(target), "softmax" if target == "classes" else "sigmoid", kind)
+
+    @classmethod
     def of(
         cls, config: Config, cases: Sequence[Case], paths: Paths, labelled: Sequence[Case] | None = None
     ) -> Outputs:  # fmt: skip
@@ -116,9 +133,7 @@ class Outputs:
         Raises ValueError where the target does not fit the labels, or an image would not come out as it went in.
         """
         if config.train.task in IMAGE_TASKS:
-            _refuse_other_images(config)
-            paired = any(case.label_kind == "image" for case in cases)
-            return cls("image", ("red", "green", "blue"), image_activation(config), "image", paired)
+            return replace(cls.foreseen(config), paired=any(case.label_kind == "image" for case in cases))
         if config.train.task == "classification":
             return cls("class", _class_names(cases), "softmax", "class")
         kinds = {case.label_kind for case in cases if case.label}

@@ -63,6 +63,7 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
     which files are gone or were changed. Under force it is overwritten, but not by what the stage then refuses to do.
     What a stage stands on is none of these while it runs.
     Of processes that torchrun started the first does all of that; the others train beside it.
+    What a stage can refuse by the settings alone, it refuses before any is made.
     Raises StageNotReady where an input is missing and with_needs is off, where another command reads what is to be
     replaced or replaced what was to be read, and for torchrun with another stage than train or with needs, which
     processes would make at once.
@@ -75,6 +76,7 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
             if first_trains():
                 importlib.import_module("pipeline.stages.train").join(config, paths)
             return
+    refuse_at_once(name, config, paths, with_needs=with_needs)
     found: dict[Path, str] = {}
     for stage in needed_for(name) if with_needs else _read_for(name, config, paths):
         if with_needs:
@@ -85,6 +87,19 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
     _run_one(BY_NAME[name], config, paths, found, force=force)
     if started is not None:
         tell_others(trains=False)
+
+
+def refuse_at_once(name: str, config: Config, paths: Paths, *, with_needs: bool) -> None:
+    """Raise ValueError for what the stage, or with_needs one before it, would refuse by the settings alone.
+
+    A stage whose result, and all that it stands on, are of these settings is not asked: to build a network takes
+    seconds.
+    """
+    for stage in [*(needed_for(name) if with_needs else ()), BY_NAME[name]]:
+        check = getattr(_module(stage), "check", None)
+        made = (_made_by(one, config, paths) for one in [*needed_for(stage.name), stage])
+        if check is not None and not all(made):
+            check(config, paths)
 
 
 def _read_for(name: str, config: Config, paths: Paths) -> list[Stage]:
@@ -99,15 +114,29 @@ def _read_for(name: str, config: Config, paths: Paths) -> list[Stage]:
 
 
 def _inputs(stage: Stage, config: Config, paths: Paths) -> list[Path]:
-    found: list[Path] = importlib.import_module(f"pipeline.stages.{stage.name}").inputs(config, paths)
+    found: list[Path] = _module(stage).inputs(config, paths)
     return found
+
+
+def _module(stage: Stage) -> Any:
+    return importlib.import_module(f"pipeline.stages.{stage.name}")
 
 
 def made_from(stage: Stage, config: Config, paths: Paths) -> dict[str, Any]:
     """Everything that the stage's result depends on: settings and hashes of inputs."""
-    settings = {key: _setting(config, key) for key in stage.settings}
     inputs = {_name(path, paths): _digest(path, paths) for path in _inputs(stage, config, paths)}
-    return {"settings": settings, "inputs": inputs, "stainseg": __version__}
+    return {"settings": _settings(stage, config), "inputs": inputs, "stainseg": __version__}
+
+
+def _made_by(stage: Stage, config: Config, paths: Paths) -> bool:
+    """Whether the stage has a finished result of these settings, whatever its inputs were."""
+    wanted = {"settings": _settings(stage, config)}
+    manifest = manifests.read_manifest(stage.manifest_file(paths))
+    return manifest is not None and _with_defaults(manifest.made_from, wanted)["settings"] == wanted["settings"]
+
+
+def _settings(stage: Stage, config: Config) -> dict[str, Any]:
+    return {key: _setting(config, key) for key in stage.settings}
 
 
 def _setting(config: Config, key: str) -> Any:
@@ -260,7 +289,7 @@ def _run_one(stage: Stage, config: Config, paths: Paths, found: dict[Path, str],
 
 
 def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:
-    module = importlib.import_module(f"pipeline.stages.{stage.name}")
+    module = _module(stage)
     folder, file = stage.folder(paths), stage.manifest_file(paths)
     _refuse_nested(stage, paths)
     if hasattr(module, "prepare"):

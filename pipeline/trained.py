@@ -113,9 +113,7 @@ class TrainedRun:
             raise ValueError(
                 f"{self.weights}: expected the weights of a trained run, found nothing; run `make train` first"
             )
-        of_maps = partial(build_network, dimensions=self.config.augment.dimensions)
-        build = build_classifier if self.outputs.is_class else of_maps
-        network = build(self.config.train.network, IMAGE_CHANNELS, len(self.outputs.channels), pretrained=False)
+        network = build_for(self.config, self.outputs, pretrained=False)
         try:
             network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True)["network"])
         except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
@@ -212,6 +210,13 @@ class TrainedRun:
 
 def _has(config: Config, here: ComputeSettings) -> bool:
     return config.compute.precision != "bf16" or device.gains_by_bf16(here.device)
+
+
+def build_for(config: Config, outputs: Outputs, *, pretrained: bool) -> Network | Classifier:
+    """Build the network that the settings name, for the channels of outputs; pretrained: as of build_network."""
+    of_maps = partial(build_network, dimensions=config.augment.dimensions)
+    build = build_classifier if outputs.is_class else of_maps
+    return build(config.train.network, IMAGE_CHANNELS, len(outputs.channels), pretrained=pretrained)
 
 
 def open_run(folder: Path) -> TrainedRun:

@@ -156,8 +156,14 @@ def test_what_a_fold_lacks_is_told_of_every_fold_before_anything_is_trained(
 ) -> None:
     with_sample(tmp_path, sample_folder)
     monkeypatch.setattr("pipeline.stages.train.run", lambda *_: pytest.fail("something was trained"))
-    with pytest.raises(ValueError, match=r"fold 0: .* none in validation\n  fold 1: (.|\n)*Nothing was trained"):
+    with pytest.raises(ValueError, match=r"split\.validation_share: expected a share .* found 0"):
         run_cross_validation(None, [*TINY, "split.validation_share=0"], tmp_path)
+    assert not (tmp_path / "data/split").exists()
+    with monkeypatch.context() as lacking:
+        whole = read_parts
+        lacking.setattr("pipeline.cross_validation.read_parts", lambda paths: whole(paths) | {"validation": []})
+        with pytest.raises(ValueError, match=r"fold 0: .* none in validation\n  fold 1: (.|\n)*Nothing was trained"):
+            run_cross_validation(None, TINY, tmp_path)
 
     class Trained:
         def seen_among(self, cases: list[Case], config: Config, of_split: dict[str, str]) -> str:

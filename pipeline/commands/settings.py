@@ -36,23 +36,17 @@ def _print_summary(options: argparse.Namespace) -> None:
     from pipeline.networks.classifier import build_classifier
     from pipeline.outputs import Outputs
     from pipeline.records.case import read_cases
-    from pipeline.targets import channels_of
 
     if options.reference:
         reference = Config.model_validate({"train": {"network": {"width": 64, "padded": False}}})
         print(summary(reference.train.network, 1, 2, *(options.size or (572, 572))))
         return
     config, paths = load(options)
-    classifies = config.train.task == "classification"
-    if paths.cases.exists():
-        outputs = len(Outputs.of(config, read_cases(paths.cases), paths).channels)
-    elif classifies:
-        outputs = 2
-    else:
-        outputs = len(channels_of("offsets" if config.train.target == "auto" else config.train.target))
+    known = paths.cases.exists()
+    outputs = Outputs.of(config, read_cases(paths.cases), paths) if known else Outputs.foreseen(config)
     height, width = options.size or (config.augment.crop, config.augment.crop)
-    build = build_classifier if classifies else build_network
-    print(summary(config.train.network, 3, outputs, height, width, build, config.augment.planes))
+    build = build_classifier if outputs.is_class else build_network
+    print(summary(config.train.network, 3, len(outputs.channels), height, width, build, config.augment.planes))
 
 
 COMMANDS = {"config": config, "summary": summary}

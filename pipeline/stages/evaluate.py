@@ -53,6 +53,15 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
     ]
 
 
+def check(config: Config, paths: Paths) -> None:
+    """Raise ValueError where evaluate names runs that are none: told before the training, not after it."""
+    if config.evaluate.beside or config.evaluate.segmenter is not None:
+        from pipeline.judging import other_runs, segmenter_run
+
+        other_runs(config, paths)
+        segmenter_run(config, paths)
+
+
 def run(config: Config, paths: Paths) -> list[str]:
     """Write a mask for every predicted case, a score for every one with truth; or judge the images that were made."""
     from tqdm import tqdm

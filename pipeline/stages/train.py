@@ -40,6 +40,22 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
     return [paths.ingest / "stage.json", paths.split / "stage.json", *normalised, *started]
 
 
+def check(config: Config, paths: Paths) -> None:
+    """Raise ValueError for what is refused whatever the images hold: told before the stages that come before."""
+    from pipeline.tasks.check import check_task
+    from pipeline.trained import open_run
+
+    if not config.split.validation_share and "validation" not in config.split.published.values():
+        raise ValueError(
+            "split.validation_share: expected a share for the validation part, on which weights and thresholds are "
+            "chosen, found 0; leave it out, or set e.g. split.validation_share=0.15"
+        )
+    for name in config.train.members:
+        open_run(paths.run_folder(name))
+    if not config.train.members:
+        check_task(config, paths)
+
+
 def run(config: Config, paths: Paths) -> list[str]:
     """Train and tune; carries on from the last checkpoint where there is one."""
     from pipeline import device

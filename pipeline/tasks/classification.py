@@ -60,7 +60,7 @@ class Classification:
         self.outputs = outputs
         self.training = training
         self.validation = validation
-        start = _start(config, paths)
+        start = start_of(config, paths)
         torch.manual_seed(config.seed)
         self.network = build_classifier(
             config.train.network, IMAGE_CHANNELS, len(outputs.channels), start=start,
@@ -107,8 +107,11 @@ def class_weights(cases: Sequence[Case], outputs: Outputs, power: float) -> torc
     return torch.tensor(weights / (weights * shares).sum(), dtype=torch.float32)
 
 
-def _start(config: Config, paths: Paths) -> Network | Classifier | None:
-    """The trained network that the settings start from. Raises ValueError where it is another than they describe."""
+def start_of(config: Config, paths: Paths) -> Network | Classifier | None:
+    """The trained network that the settings start from, None where they name none.
+
+    Raises ValueError where it is another than they describe, and where a frozen encoder was never trained.
+    """
     settings = config.train.classification
     wanted = config.train.network
     if settings.start is None:
