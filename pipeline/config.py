@@ -83,9 +83,10 @@ class IngestSettings(Settings):
     depth: int | None = Field(default=None, ge=9, le=16)
     """Bits that images of more than 8 bits a channel are scaled from; by default the fewest of 10, 12, 14 and 16 that
     hold the largest value of the data set. A trained run keeps them, and looks at other images so."""
-    threshold: int = Field(default=127, ge=0, le=65534)
-    """Above this value a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks are listed. Levels
-    that fill areas (0/128/255) are classes with label_kind=semantic, and otherwise a fault unless this is given."""
+    threshold: int | None = Field(default=None, ge=0, le=65534)
+    """Above this value, by default 127, a pixel of a grey, anti-aliased 0..255 mask counts as foreground; such masks
+    are listed. Levels that fill areas (0/128/255) are classes with label_kind=semantic, and otherwise a fault unless
+    this is given."""
     group_csv: Path | None = None
     """CSV with the columns case_id and group (optionally stratum), joined on the case id; below the raw folder."""
     group_pattern: str | None = None
@@ -96,6 +97,11 @@ class IngestSettings(Settings):
     """Case ids to leave out; they are counted in every later report."""
     exclude_faulty: bool = False
     """Leave out every case that cannot be repaired instead of stopping; they are listed and counted."""
+
+    @property
+    def foreground_above(self) -> int:
+        """The threshold, or what is taken where none is given."""
+        return 127 if self.threshold is None else self.threshold
 
     @field_validator("exclude", mode="before")
     @classmethod

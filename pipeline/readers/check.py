@@ -174,7 +174,7 @@ def finish_case(raw: RawFolder, case: RawCase, settings: IngestSettings, meaning
     checked.target = _colours(raw, checked, case.target, settings, bits, of_target=True) if case.target else None
     if case.raster is not None and meaning is not None:
         plane, remarks = _plane(raw, case, settings)
-        checked.label = from_raster(plane, meaning, settings.threshold)
+        checked.label = from_raster(plane, meaning, settings.foreground_above)
         checked.remarks += [*remarks, *checked.label.remarks]
     elif case.segmented:
         checked.label = _check_label(raw, checked, settings)

@@ -29,7 +29,7 @@ def label_of_objects(raw: RawFolder, checked: Checked, settings: IngestSettings)
     said_empty = case.runs is not None and not filled
     sources: dict[str, tuple[Label | None, list[Fault]]] = {}
     if case.masks:
-        sources["masks"] = _of_masks(raw, case, shape, settings.threshold)
+        sources["masks"] = _of_masks(raw, case, shape, settings.foreground_above)
     if case.runs is not None and shape:
         sources["runs"] = _of_runs(case, filled, shape)
     believed: str = "runs" if case.only_runs else settings.label_source

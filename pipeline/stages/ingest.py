@@ -93,7 +93,7 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
         cases, faults, excluded = _wanted(dataset, settings)
         checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
         told = settings.label_kind if settings.label_kind != "auto" else dataset.label_kind
-        meaning, odd = _meaning(checked, told, one_class="threshold" in settings.model_fields_set)
+        meaning, odd = _meaning(checked, told, one_class=settings.threshold is not None)
         faults = sorted({*faults, *odd, *(fault for one in checked for fault in one.faults)})
         if faults and not settings.exclude_faulty:
             raise ValueError(_all_told(faults, len(cases), paths))

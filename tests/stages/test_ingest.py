@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.config import Config, load_config
+from pipeline.config import Config, dump_config, load_config
 from pipeline.records.case import IGNORED, Case, read_cases
 from pipeline.records.findings import Finding, read_findings
 from pipeline.records.paths import Paths
@@ -417,6 +417,11 @@ def test_flat_levels_are_refused_by_name_until_it_is_said_what_they_are(tmp_path
     assert "masks/1.png: expected 0 and 255, with shades along edges alone, or class ids, found the" in raw.refusal()
     raw.run("ingest.label_kind=semantic")
     assert np.unique(raw.label("1")).tolist() == [0, 1, 2]
+    # Settings that were written out whole, as a run keeps them, say no more than those that were given.
+    (tmp_path / "whole.yaml").write_text(dump_config(raw.config))
+    whole = Raw(tmp_path / "whole").put(files)
+    whole.config = load_config(tmp_path / "whole.yaml")
+    assert "expected 0 and 255, with shades along edges alone" in whole.refusal()
     Raw(tmp_path / "set").put(files).run("ingest.threshold=127")
     assert np.unique(Raw(tmp_path / "set").label("1")).tolist() == [0, 1]
 
