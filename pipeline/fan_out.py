@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.records.files import write_text
+from pipeline.records.files import no_room, write_text
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,10 +94,12 @@ def in_order(
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Say which item an error is of."""
+    """Say which item an error is of, but for a full disk."""
     try:
         yield
     except (ValueError, OSError) as error:
+        if no_room(error):
+            raise  # no fault of the item: the stage says what to do, and carries on
         raise ItemFailed(f"{name}: {error}") from error
     except Exception as error:
         error.add_note(f"while working on {name}")

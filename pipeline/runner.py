@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from pipeline import __version__
 from pipeline.records import manifest as manifests
-from pipeline.records.files import file_hash, write_json, written_aside
+from pipeline.records.files import file_hash, no_room, write_json, written_aside
 from pipeline.stages import BY_NAME, STAGES, Stage
 from pipeline.torchrun import first_trains, processes, tell_others
 
@@ -284,8 +284,23 @@ def _lock_file(manifest: Path, paths: Paths, ending: str) -> Path:
 
 def _run_one(stage: Stage, config: Config, paths: Paths, found: dict[Path, str], *, force: bool) -> None:
     # From what is read to what is made, as every command does: none waits for one that waits for it.
-    with _reading(stage, config, paths, found), _alone(stage.name, stage.manifest_file(paths), paths):
+    manifest = stage.manifest_file(paths)
+    with _told_of_a_full_disk(stage, paths), _reading(stage, config, paths, found), _alone(stage.name, manifest, paths):
         _make(stage, config, paths, force=force)
+
+
+@contextmanager
+def _told_of_a_full_disk(stage: Stage, paths: Paths) -> Iterator[None]:
+    """Raise an OSError that names the stage and says what to do, where the system says only that there is no room."""
+    try:
+        yield
+    except OSError as error:
+        if not no_room(error):
+            raise
+        raise OSError(
+            f"{error.filename or stage.folder(paths)}: expected room for what stage {stage.name} writes, found a full "
+            f"disk ({error.strerror}); make room, and the same command carries on where it stopped"
+        ) from error
 
 
 def _make(stage: Stage, config: Config, paths: Paths, *, force: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -18,7 +20,8 @@ import pytest
 
 from pipeline import runner
 from pipeline.config import Config, load_config
-from pipeline.records.files import write_json, write_text
+from pipeline.fan_out import naming
+from pipeline.records.files import write_json, write_text, written_aside
 from pipeline.records.manifest import NAMED_WHERE_READ, Manifest, changes
 from pipeline.records.paths import Paths
 from pipeline.stages import STAGES, Stage, evaluate, report, submit
@@ -255,6 +258,27 @@ def test_an_interrupted_stage_is_not_finished_and_carries_on(recorder, tmp_path,
         recorder.go(tmp_path, "split", with_needs=True)
     assert not (tmp_path / "data/split/sample/default/stage.json").exists()
     recorder.interrupt = None
+    capsys.readouterr()
+    assert recorder.go(tmp_path, "split", with_needs=True) == ["split"]
+    assert "carrying on" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_with_stage_and_file_and_carries_on(recorder, tmp_path, capsys) -> None:
+    module = sys.modules["pipeline.stages.split"]
+    run = module.run
+
+    def fills_the_disk(config: Config, paths: Paths) -> list[str]:
+        run(config, paths)
+        with naming("case a"), written_aside(paths.split / "c.txt"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    module.run = fills_the_disk  # type: ignore[attr-defined]
+    file = re.escape(str(tmp_path / "data/split/sample/default/c.txt"))
+    with pytest.raises(
+        OSError, match=f"^{file}: expected room for what stage split writes, .* the same command carries"
+    ):
+        recorder.go(tmp_path, "split", with_needs=True)
+    module.run = run  # type: ignore[attr-defined]
     capsys.readouterr()
     assert recorder.go(tmp_path, "split", with_needs=True) == ["split"]
     assert "carrying on" in capsys.readouterr().out

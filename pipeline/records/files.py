@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -18,8 +19,17 @@ def written_aside(file: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.replace(file)
+    except OSError as error:
+        if no_room(error):
+            error.filename = error.filename or str(file)  # where it fails in the middle, the system names none
+        raise
     finally:
         aside.unlink(missing_ok=True)
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_bytes(file: Path, content: bytes) -> None:
