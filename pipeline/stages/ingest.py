@@ -79,11 +79,6 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
             dataset = replace(dataset, faults=(*dataset.faults, *unread_images(raw, dataset)))
         if unlabelled_only:
             dataset = _unlabelled(dataset, paths)
-        if settings.label_kind == "coarse" and dataset.label_kind != "coarse":
-            raise ValueError(
-                f"ingest.label_kind=coarse: expected patches to stitch, as the layout idc has, found the layout "
-                f"{layout}; set another label_kind"
-            )
         _refuse_idle(settings, dataset, layout)
         if any(case.stratum == WHOLE for case in dataset.cases):
             raise ValueError(
@@ -142,18 +137,30 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
 
 
 def _refuse_idle(settings: IngestSettings, dataset: RawDataset, layout: str) -> None:
-    """Refuse settings of slides where there are none."""
+    """Refuse settings of other layouts than this one."""
     tiles = any(case.window is not None for case in dataset.cases)
     shrunk = tiles or any(case.windowed for case in dataset.cases)
     idle = {
         "shrink": (shrunk, "the layout hubmap2020 or slides"), "mpp": (tiles, "the layout slides"),
-        "tile": (tiles, "the layout slides"),
+        "tile": (tiles, "the layout slides"), "window": (layout == "nifti", "the layout nifti"),
+        "competition_stage": (layout == "dsb2018", "the layout dsb2018"),
+        "label_source": (layout == "dsb2018", "the layout dsb2018"),
     }  # fmt: skip
     problems = [
         f"ingest.{name}={getattr(settings, name)}: expected {owner}, found {layout}; leave it out"
         for name, (used, owner) in idle.items()
         if not used and getattr(settings, name) != type(settings).model_fields[name].default
     ]
+    if settings.label_kind == "coarse" and dataset.label_kind != "coarse":
+        problems.append(
+            f"ingest.label_kind=coarse: expected patches to stitch, as the layout idc has, found the layout {layout}; "
+            "set another label_kind"
+        )
+    elif settings.label_kind not in ("auto", dataset.label_kind or settings.label_kind):
+        problems.append(
+            f"ingest.label_kind={settings.label_kind}: expected {dataset.label_kind}, which all labels of the layout "
+            f"{layout} are; leave it out"
+        )
     if problems and dataset.cases:
         raise ValueError("\n".join(problems))
 

@@ -646,3 +646,20 @@ def test_real_pairs(real_data: Path, tmp_path: Path) -> None:
     name = next(iter(raw.cases))
     own = cv2.imread(str(real_data / "nuinsseg_human" / "masks" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(raw.label(name), own > 127)
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "message"),
+    [
+        (competition, ["ingest.label_kind=semantic"], "ingest.label_kind=semantic: expected instance, which all"),
+        (competition, ["ingest.label_kind=coarse"], "ingest.label_kind=coarse: expected patches to stitch"),
+        (competition, ["ingest.window=[0, 9]"], "ingest.window=(0.0, 9.0): expected the layout nifti, found dsb2018"),
+        (pairs, ["ingest.competition_stage=2", "ingest.label_source=runs"],
+         "ingest.competition_stage=2: expected the layout dsb2018, found folder_pairs; leave it out\n"
+         "ingest.label_source=runs: expected the layout dsb2018"),
+    ],
+)  # fmt: skip
+def test_settings_of_another_layout_are_refused(
+    files: Callable[[], dict[str, bytes | np.ndarray | str]], settings: list[str], message: str, tmp_path: Path
+) -> None:
+    assert message in Raw(tmp_path).put(files()).refusal(*settings)
