@@ -217,7 +217,8 @@ class AugmentSettings(Settings):
     """What training does to each crop; masks follow exactly."""
 
     recipe: Literal["none", "geometry", "tissue"] = "tissue"
-    """none: crop only; geometry: flips, quarter turns, scale, elastic; tissue: these and colour, stain, blur, noise."""
+    """none: crop only; geometry: flips, quarter turns, scale, elastic; tissue: these and colour, stain, blur, noise,
+    but for tasks that make images, whose colours are what is learned."""
     crop: int = Field(default=256, ge=32, le=2048)
     """Side of the square crops, in pixels."""
     planes: int = Field(default=1, ge=1, le=512)

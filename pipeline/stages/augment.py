@@ -21,6 +21,9 @@ from pipeline.records.paths import Paths
 from pipeline.records.split import read_parts
 
 SHEET = "contact_sheet.png"
+OF_PLACES = ("scale", "elastic")
+OF_COLOURS = ("stain_jitter", "colour", "tint", "invert", "grey", "blur", "noise", "dropout")
+"""Settings of what moves pixels, and of what changes them."""
 ROWS = 8
 """Cases on the contact sheet."""
 
@@ -43,10 +46,24 @@ def run(config: Config, paths: Paths) -> list[str]:
     shown = choose_cases(training, config.seed, ROWS)
     _write_sheet(shown, config, paths)
     lines = [f"{len(shown)} training images, augmented, in {paths.augment / SHEET}"]
+    if idle := _idle(config):
+        lines.append(
+            f"noted: augment.{', augment.'.join(idle)} without effect: recipe {config.augment.recipe} of task "
+            f"{config.train.task} does not change crops so"
+        )
     if config.augment.copies:
         count = _write_copies(training, config, paths)
         lines.append(f"{count} augmented copies of {len(training)} training images in {paths.augment / 'copies'}")
     return lines
+
+
+def _idle(config: Config) -> list[str]:
+    """Settings that were changed, and that the recipe, or a task that makes images, leaves out."""
+    settings, fields = config.augment, type(config.augment).model_fields
+    moved = settings.recipe != "none"
+    coloured = settings.recipe == "tissue" and config.train.task not in IMAGE_TASKS
+    left_out = [*(() if moved else OF_PLACES), *(() if coloured else OF_COLOURS)]
+    return [name for name in left_out if getattr(settings, name) not in (fields[name].default, 0.0)]
 
 
 def choose_cases(cases: Sequence[Case], seed: int, count: int) -> list[Case]:

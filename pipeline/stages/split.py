@@ -410,6 +410,9 @@ def _lines(proof: dict[str, Any], paths: Paths) -> list[str]:
     )
     largest, leak, unlabelled = proof["largest_group"], proof["ungrouped_split"], proof["unlabelled"]
     lines = [f"{proof['cases']} cases in {proof['groups']} groups: {parts}"]
+    settings = proof["settings"]
+    if settings["test_strata"] and settings["test_share"] != SplitSettings.model_fields["test_share"].default:
+        lines.append(f"noted: split.test_share={settings['test_share']} has no effect beside split.test_strata")
     if HELD_OUT in proof:
         held_out, fold = proof[HELD_OUT]["cases"], proof["settings"]["fold"]
         lines.append(f"fold {fold} is tested on; the test part itself, {held_out} cases, is held out of everything")

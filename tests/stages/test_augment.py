@@ -137,3 +137,21 @@ def test_nothing_to_train_on_says_so(tmp_path: Path) -> None:
     write_cases(paths.cases, [case("c-1")])
     with pytest.raises(ValueError, match="expected cases in the part train, found none"):
         augment.run(config, paths)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "idle"),
+    [
+        ("segmentation", {"recipe": "tissue", "tint": 0.5, "elastic": 0.3}, None),
+        ("segmentation", {"recipe": "geometry", "tint": 0.5, "grey": 0.0, "elastic": 0.3}, "augment.tint"),
+        ("segmentation", {"recipe": "none", "tint": 0.5, "elastic": 0.3}, "augment.elastic, augment.tint"),
+        ("reconstruction", {"recipe": "tissue", "noise": 0.5}, "augment.noise"),
+    ],
+)
+def test_settings_that_the_recipe_leaves_out_are_noted(
+    task: str, settings: dict[str, object], idle: str | None, tmp_path: Path
+) -> None:
+    config, paths = data_set(tmp_path, **settings)
+    config = config.model_copy(update={"train": TrainSettings(task=task)})
+    noted = [line for line in augment.run(config, paths) if line.startswith("noted: ")]
+    assert [line.partition(" without effect")[0] for line in noted] == ([] if idle is None else [f"noted: {idle}"])

@@ -119,6 +119,19 @@ def test_another_seed_gives_another_split() -> None:
     assert split.divide(cases, groups, SplitSettings(), 1) != split.divide(cases, groups, SplitSettings(), 2)
 
 
+def test_a_share_beside_strata_to_test_on_is_noted(tmp_path: Path) -> None:
+    cases, groups = grouped([2] * 40, ["a", "a", "b", "a"])
+    for share, noted in ((0.2, 0), (0.4, 1)):
+        chosen = SplitSettings(test_strata=("b",), test_share=share)
+        rows = split.divide(cases, groups, chosen, 1412)
+        proof = split.prove(rows, cases, groups, [], lambda _: np.zeros((4, 4, 3), np.uint8), Config(split=chosen))
+        proof["joins"] |= {"compared_pixels": True}
+        told = split._lines(proof, Paths.of(Config(), tmp_path))
+        assert (
+            sum("noted: split.test_share=0.4 has no effect beside split.test_strata" in line for line in told) == noted
+        )
+
+
 def test_no_test_part_where_its_share_is_zero() -> None:
     cases, groups = grouped([2] * 10)
     rows = split.divide(cases, groups, SplitSettings(test_share=0.0, validation_share=0.0, folds=2), 1)
