@@ -229,7 +229,7 @@ def _class_names(cases: Sequence[Case]) -> tuple[str, ...]:
     if len(names) < 2:
         raise ValueError(
             f"train.task: classification needs images of at least two classes to learn from, found only {names[0]} in "
-            f"the parts train and validation; add cases, or change split.seed or split.*_share"
+            f"the parts train and validation; add cases, or change seed or split.*_share"
         )
     return names
 

@@ -54,8 +54,8 @@ def _unet(settings: NetworkSettings, channels: int, outputs: int, pretrained: bo
 
     if settings.arguments:
         raise ValueError(
-            f"network.arguments: expected none for unet, found {', '.join(settings.arguments)}; unet is set by width, "
-            f"depth, padded, normalisation, dropout, output_stride and residual"
+            f"train.network.arguments: expected none for unet, found {', '.join(settings.arguments)}; unet is set by "
+            f"width, depth, padded, normalisation, dropout, output_stride and residual"
         )
     _refuse_settings(settings, ("code",), "autoencoders")
     return UNet(
@@ -70,10 +70,10 @@ def _autoencoder(settings: NetworkSettings, channels: int, outputs: int, pretrai
 
     kind = next((kind for kind in KINDS if settings.name == f"autoencoder:{kind}"), None)
     if kind is None:
-        raise ValueError(unknown("network.name", settings.name, [f"autoencoder:{known}" for known in KINDS]))
+        raise ValueError(unknown("train.network.name", settings.name, [f"autoencoder:{known}" for known in KINDS]))
     if settings.arguments:
         raise ValueError(
-            f"network.arguments: expected none for {settings.name}, found {', '.join(settings.arguments)}; "
+            f"train.network.arguments: expected none for {settings.name}, found {', '.join(settings.arguments)}; "
             f"autoencoders are set by width, depth, code, normalisation and dropout"
         )
     _refuse_settings(settings, ("padded", "output_stride", "residual"), "unet")
@@ -90,13 +90,13 @@ def _refuse_settings(settings: NetworkSettings, names: tuple[str, ...], owners: 
     given = [name for name in names if getattr(settings, name) != fields[name].default]
     if given:
         raise ValueError(
-            f"network.name {settings.name}: {', '.join(given)} belong to {owners} and would have no effect; leave them "
-            f"out{instead}"
+            f"train.network.name {settings.name}: {', '.join(given)} belong to {owners} and would have no effect; "
+            f"leave them out{instead}"
         )
 
 
 def _refuse_own_settings(settings: NetworkSettings) -> None:
-    instead = f", and put what {settings.name} takes under network.arguments"
+    instead = f", and put what {settings.name} takes under train.network.arguments"
     own = ("width", "depth", "padded", "normalisation", "dropout", "output_stride", "residual")
     _refuse_settings(settings, own, "unet", instead)
     _refuse_settings(settings, ("code",), "autoencoders", instead)
@@ -140,12 +140,12 @@ def build_network(
         from pipeline.networks.named import unknown
 
         raise ValueError(
-            unknown("network.name", settings.name, EXAMPLES)
+            unknown("train.network.name", settings.name, EXAMPLES)
             + " (unet, autoencoder:<kind>, smp:<Architecture> or monai:<Network>)"
         )
     if dimensions == 3:
         if family != "monai":
-            raise ValueError(f"network.name: expected monai:<Network> for volumes, found {settings.name}")
+            raise ValueError(f"train.network.name: expected monai:<Network> for volumes, found {settings.name}")
         _refuse_own_settings(settings)
         from pipeline.networks.named import build_monai
 

@@ -108,11 +108,11 @@ class Autoencoder(Network):
             raise ValueError(f"autoencoder: expected one of {', '.join(KINDS)}, found {kind!r}")
         if kind == "denoising" and not dropout:
             raise ValueError(
-                "network.dropout: expected more than 0 for autoencoder:denoising, found 0; give it, e.g. 0.1"
+                "train.network.dropout: expected more than 0 for autoencoder:denoising, found 0; give it, e.g. 0.1"
             )
         if kind != "denoising" and dropout:
             raise ValueError(
-                f"network.dropout: expected 0 for autoencoder:{kind}, found {dropout:g}; leave it out, or take "
+                f"train.network.dropout: expected 0 for autoencoder:{kind}, found {dropout:g}; leave it out, or take "
                 f"autoencoder:denoising, which is the same network with dropout"
             )
         self.kind, self.depth, self.channels_of_code = kind, depth, code

@@ -35,7 +35,7 @@ MONAI_DEFAULTS: dict[str, dict[str, Any]] = {
     "UNETR": {"img_size": 256, "hidden_size": 384, "mlp_dim": 1536, "num_heads": 6},
     "SwinUNETR": {"feature_size": 24},
 }
-"""What is filled in where network.arguments says nothing; every other MONAI network takes its own defaults."""
+"""What is filled in where train.network.arguments says nothing; every other MONAI network takes its own defaults."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -74,7 +74,8 @@ class AnySize(Network):
         if self.largest is not None and max(height, width) > self.largest:
             raise ValueError(
                 f"{self.name}: expected images of at most {self.largest}x{self.largest} pixels, "
-                f"found {height}x{width}; raise network.arguments.img_size, or lower augment.crop and predict.tile"
+                f"found {height}x{width}; raise train.network.arguments.img_size, or lower augment.crop and "
+                f"predict.tile"
             )
         padded = enlarged(image, self._side(height), self._side(width))
         logits = self.network(padded)
@@ -160,8 +161,8 @@ def _refuse(arguments: dict[str, Any], reserved: Iterable[str]) -> None:
     taken = sorted(set(arguments) & set(reserved))
     if taken:
         raise ValueError(
-            f"network.arguments: {', '.join(taken)} cannot be given; they follow from the data, the target and the "
-            f"contract that a network gives one map of logits at the size of the image"
+            f"train.network.arguments: {', '.join(taken)} cannot be given; they follow from the data, the target and "
+            f"the contract that a network gives one map of logits at the size of the image"
         )
 
 
@@ -173,7 +174,7 @@ def _accepted(build: Callable[..., Any]) -> set[str]:
 
 def _check_arguments(arguments: dict[str, Any], accepted: set[str], reserved: Iterable[str]) -> None:
     known = accepted.difference(reserved)
-    problems = [unknown("network.arguments", key, known) for key in arguments if key not in known]
+    problems = [unknown("train.network.arguments", key, known) for key in arguments if key not in known]
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -187,7 +188,7 @@ def _constructed(name: str, build: Callable[[], Any]) -> Any:
         raise ValueError(f"{name}: expected a package that is not installed: {missing}; install it with pip") from error
     except (TypeError, ValueError, KeyError, NotImplementedError, RuntimeError, AssertionError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{name}: network.arguments cannot be used: {reason}") from error
+        raise ValueError(f"{name}: train.network.arguments cannot be used: {reason}") from error
 
 
 # ---------------------------------------------------------------- segmentation-models-pytorch
@@ -203,7 +204,7 @@ def build_smp(name: str, channels: int, outputs: int, arguments: dict[str, Any],
     import segmentation_models_pytorch as smp
 
     if name not in SMP_ARCHITECTURES:
-        raise ValueError(unknown("network.name smp:<Architecture>", name, SMP_ARCHITECTURES))
+        raise ValueError(unknown("train.network.name smp:<Architecture>", name, SMP_ARCHITECTURES))
     _refuse(arguments, SMP_RESERVED)
     architecture = getattr(smp, name)
     settings = dict(arguments)
@@ -228,8 +229,9 @@ def build_smp(name: str, channels: int, outputs: int, arguments: dict[str, Any],
     except OSError as error:
         raise ValueError(
             f"{label}: expected the weights {weights!r} in Hugging Face's cache or on the network, found neither "
-            f"({type(error).__name__}; HF_HUB_OFFLINE=1 forbids the network); set network.arguments.encoder_weights to "
-            f"null, or to a .pth or .safetensors file that you have, or run once with a network"
+            f"({type(error).__name__}; HF_HUB_OFFLINE=1 forbids the network); set "
+            "train.network.arguments.encoder_weights to null, or to a .pth or .safetensors file that you have, or run "
+            "once with a network"
         ) from error
     if local is not None:
         load_encoder(network.encoder, local)
@@ -250,13 +252,15 @@ def _check_encoder(encoder: str, weights: str | None) -> None:
     if encoder.startswith("tu-"):
         known = timm.list_models()
         if encoder[3:].partition(".")[0] not in known:
-            raise ValueError(unknown("network.arguments.encoder_name", encoder, [f"tu-{model}" for model in known]))
+            raise ValueError(
+                unknown("train.network.arguments.encoder_name", encoder, [f"tu-{model}" for model in known])
+            )
     elif encoder not in smp.encoders.encoders:
-        raise ValueError(unknown("network.arguments.encoder_name", encoder, smp.encoders.encoders))
+        raise ValueError(unknown("train.network.arguments.encoder_name", encoder, smp.encoders.encoders))
     elif weights is not None and not _is_file_name(weights):
         known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
         if weights not in known:
-            raise ValueError(unknown("network.arguments.encoder_weights", weights, known))
+            raise ValueError(unknown("train.network.arguments.encoder_weights", weights, known))
 
 
 def _is_file_name(weights: str) -> bool:
@@ -355,7 +359,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 def build_monai(
     name: str, channels: int, outputs: int, arguments: dict[str, Any], pretrained: bool, dimensions: int = 2
 ) -> Network:
-    """Build monai:<name> in two or three dimensions, with MONAI_DEFAULTS where network.arguments says nothing.
+    """Build monai:<name> in two or three dimensions, with MONAI_DEFAULTS where train.network.arguments says nothing.
 
     Raises ValueError for unknown names and arguments and for arguments that the network cannot do without.
     """
@@ -369,7 +373,9 @@ def build_monai(
         and {"in_channels", "out_channels"} <= _accepted(value)
     }
     if name not in suitable:
-        raise ValueError(unknown("network.name monai:<Network>", name, {value.__name__ for value in suitable.values()}))
+        raise ValueError(
+            unknown("train.network.name monai:<Network>", name, {value.__name__ for value in suitable.values()})
+        )
     _refuse(arguments, MONAI_RESERVED)
     network_class = suitable[name]
     accepted = _accepted(network_class)
@@ -388,7 +394,9 @@ def build_monai(
         raise ValueError(f"monai:{name}: expected a network that takes volumes, found one of images alone")
     missing = sorted(needed - set(settings))
     if missing:
-        raise ValueError(f"monai:{name}: expected network.arguments with {', '.join(missing)}, found none of them")
+        raise ValueError(
+            f"monai:{name}: expected train.network.arguments with {', '.join(missing)}, found none of them"
+        )
     network = _constructed(f"monai:{name}", lambda: network_class(**settings))
     if dimensions == 3:
         if "img_size" in settings:

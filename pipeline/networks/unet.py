@@ -89,15 +89,15 @@ class UNet(Network):
         super().__init__()
         if residual and (outputs != channels or not padded or output_stride != 1):
             raise ValueError(
-                "network.residual: expected an image as output, of the input's size, found "
-                f"{outputs} output channels for {channels}, network.padded={str(padded).lower()} and "
-                f"network.output_stride={output_stride}; leave it out for masks and classes"
+                "train.network.residual: expected an image as output, of the input's size, found "
+                f"{outputs} output channels for {channels}, train.network.padded={str(padded).lower()} and "
+                f"train.network.output_stride={output_stride}; leave it out for masks and classes"
             )
         finest = output_stride.bit_length() - 1
         if output_stride != 2**finest or finest > depth:
             raise ValueError(
-                f"network.output_stride: expected a power of 2 up to 2^depth = {2**depth}, found {output_stride}; "
-                f"give network.depth at least {finest}"
+                f"train.network.output_stride: expected a power of 2 up to 2^depth = {2**depth}, found "
+                f"{output_stride}; give train.network.depth at least {finest}"
             )
         self.depth, self.padded, self.stride, self.finest = depth, padded, output_stride, finest
         self.cell, self.reach = 2**depth, 7 * 2**depth
@@ -144,8 +144,8 @@ class UNet(Network):
         if min(height, width) < smallest:
             raise ValueError(
                 f"an unpadded U-Net of depth {self.depth} expects images of at least {smallest}x{smallest} pixels, "
-                f"found {height}x{width}; use larger crops (augment.crop), network.padded=true or a smaller "
-                f"network.depth"
+                f"found {height}x{width}; use larger crops (augment.crop), train.network.padded=true or a smaller "
+                f"train.network.depth"
             )
         return self._output_side(height), self._output_side(width)
 

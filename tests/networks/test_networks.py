@@ -139,7 +139,7 @@ def test_state_survives_a_file(network: Network, request: pytest.FixtureRequest)
         ("smp:Unet", {"arguments": {"classes": 3}}, "classes cannot be given"),
         ("smp:Unet", {"width": 8, "padded": False}, "width, padded belong to unet and would have no effect"),
         ("monai:UNet", {"arguments": {"chanels": (1,)}}, "did you mean channels"),
-        ("monai:SegResNetVAE", {}, "expected network.arguments with input_image_size"),
+        ("monai:SegResNetVAE", {}, "expected train.network.arguments with input_image_size"),
         ("unet", {"arguments": {"encoder_name": "resnet18"}}, "expected none for unet, found encoder_name"),
         ("unet", {"code": 8}, "code belong to autoencoders and would have no effect"),
         ("monai:UNet", {"code": 8}, "code belong to autoencoders and would have no effect"),
