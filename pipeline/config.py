@@ -134,7 +134,7 @@ class SplitSettings(Settings):
     test_share: Share = 0.2
     """Share of the labelled cases for the test part, the lock-box that figures are reported from."""
     validation_share: Share = 0.15
-    """Share of the labelled cases for validation: early stopping, thresholds, flips."""
+    """Share of the labelled cases for validation, on which the best weights and the thresholds are chosen."""
     test_strata: tuple[str, ...] = ()
     """Strata that become the test part as a whole, and no other case does: how well it goes on an unknown look."""
     published: dict[str, Literal["train", "validation", "test"]] = Field(default_factory=dict)
@@ -400,7 +400,7 @@ class TranslationSettings(Settings):
     depth: int = Field(default=3, ge=1, le=6)
     """Its strided convolutions; 3 sees patches of 70 pixels."""
     learning_rate: float = Field(default=2e-4, gt=0.0)
-    """Its peak learning rate."""
+    """Peak learning rate of the discriminator."""
 
 
 class ClassificationSettings(Settings):

@@ -61,7 +61,7 @@ def run(name: str, config: Config, paths: Paths, *, with_needs: bool = False, fo
     A complete stage made from the same settings and inputs is skipped. One made from others is set aside under a name
     of its own (and taken back when its settings return), as is what was left of one that was interrupted, and one of
     which files are gone or were changed. Under force it is overwritten, but not by what the stage then refuses to do.
-    What a stage stands on is none of these while it runs.
+    What a stage reads is neither set aside nor overwritten while it runs.
     Of processes that torchrun started the first does all of that; the others train beside it.
     What a stage can refuse by the settings alone, it refuses before any is made.
     Raises StageNotReady where an input is missing and with_needs is off, where another command reads what is to be
