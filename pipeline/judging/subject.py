@@ -91,7 +91,7 @@ def other_runs(config: Config, paths: Paths) -> dict[str, TrainedRun]:
         if name in METHODS:
             continue
         try:
-            found[name] = open_run(paths.root / "data" / "train" / name)
+            found[name] = open_run(paths.run_folder(name))
         except ValueError as error:
             problems.append(str(error))
             continue

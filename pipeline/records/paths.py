@@ -85,7 +85,7 @@ class Paths:
     @property
     def learned_normaliser(self) -> Path | None:
         """The trained run that method learned applies, None with other methods."""
-        return self.root / "data" / "train" / self.normalise_run if self.normalise_run else None
+        return self.run_folder(self.normalise_run) if self.normalise_run else None
 
     @property
     def augment(self) -> Path:
@@ -123,6 +123,11 @@ class Paths:
     def classes(self) -> Path:
         """What a classification predicts: case_id and p_<class> of each class."""
         return self.predict / "classes.csv"
+
+    @property
+    def normalised(self) -> list[Path]:
+        """The manifest of the normalised images, where a method is set: what reads image() depends on it."""
+        return [] if self.normalise_method == "none" else [self.normalise / "stage.json"]
 
     def image(self, case_image: str) -> Path:
         """The image that training and prediction read: ingested, or normalised where a method is set."""

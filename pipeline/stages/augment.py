@@ -30,8 +30,7 @@ ROWS = 8
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
     """Return what decides staleness: the images, the split, the normalised images."""
-    normalised = [paths.normalise / "stage.json"] if config.normalise.method != "none" else []
-    return [paths.ingest / "stage.json", paths.split / "stage.json", *normalised]
+    return [paths.ingest / "stage.json", paths.split / "stage.json", *paths.normalised]
 
 
 def run(config: Config, paths: Paths) -> list[str]:

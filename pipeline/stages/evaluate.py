@@ -49,7 +49,7 @@ def inputs(config: Config, paths: Paths) -> list[Path]:
         paths.split / "stage.json",
         # Spaces of volumes are read from the raw files: they stand in no output of ingest.
         *([paths.raw] if holds_planes(paths.cases) else []),
-        *(paths.root / "data" / "train" / name / "stage.json" for name in others),
+        *(paths.run_folder(name) / "stage.json" for name in others),
     ]
 
 

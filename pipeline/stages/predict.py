@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
     """Return what decides staleness: the run, the images, the split."""
-    normalised = [paths.normalise / "stage.json"] if config.normalise.method != "none" else []
-    return [paths.train / "stage.json", paths.ingest / "stage.json", paths.split / "stage.json", *normalised]
+    return [paths.train / "stage.json", paths.ingest / "stage.json", paths.split / "stage.json", *paths.normalised]
 
 
 def run(config: Config, paths: Paths) -> list[str]:

@@ -58,8 +58,7 @@ def run(config: Config, paths: Paths) -> list[str]:
     if config.split.published:
         groups = within_published(cases, groups, config.split)
     rows = divide(labelled, groups, config.split, config.seed)
-    proof = prove(rows, cases, groups, joins, load, config)
-    proof["joins"] |= {"dropped": dropped, "compared_pixels": compared}
+    proof = prove(rows, cases, groups, joins, load, config, dropped=dropped, compared=compared)
 
     write_text(paths.split_table, _table(["case_id", "group", "stratum", "part", "fold"], rows))
     write_text(paths.split / "groups.csv", _table(_JOIN_COLUMNS, [_join_row(join, groups) for join in joins]))
@@ -299,9 +298,14 @@ def prove(
     joins: Sequence[Join],
     load: Callable[[str], np.ndarray],
     config: Config,
+    *,
+    dropped: Sequence[str] = (),
+    compared: bool = True,
 ) -> dict[str, Any]:
     """What proof.json holds; every count of a leak is made anew from the rows and from the pixels.
 
+    dropped: in words, joins that were found and not believed; compared: whether all pixels were compared, not for exact
+    copies alone.
     Raises AssertionError where a group lies in two parts or two folds, which divide rules out.
     """
     part = {row[0]: row[3] for row in rows}
@@ -329,7 +333,11 @@ def prove(
             for fold in sorted({r[4] for r in rows} - {""}, key=int)
         },
         "strata": _describe_strata(rows),
-        "joins": {"found": dict(sorted(Counter(join.kind for join in joins).items()))},
+        "joins": {
+            "found": dict(sorted(Counter(join.kind for join in joins).items())),
+            "dropped": [*dropped],
+            "compared_pixels": compared,
+        },
         "unlabelled": _describe_unlabelled(cases, groups, part),
         "ungrouped_split": ungrouped_leak(rows, group_cases(cases, joins, "auto"), config.seed),
         "settings": {"seed": config.seed, **config.split.model_dump(mode="json")},

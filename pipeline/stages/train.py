@@ -33,11 +33,10 @@ if TYPE_CHECKING:
 
 def inputs(config: Config, paths: Paths) -> list[Path]:
     """Return what decides staleness: the images, the split, the normalised images, the run to start from."""
-    normalised = [paths.normalise / "stage.json"] if config.normalise.method != "none" else []
     start = config.train.classification.start
     others = [*([start] if start is not None else []), *config.train.members]
     started = [paths.run_folder(name) / "stage.json" for name in others]
-    return [paths.ingest / "stage.json", paths.split / "stage.json", *normalised, *started]
+    return [paths.ingest / "stage.json", paths.split / "stage.json", *paths.normalised, *started]
 
 
 def check(config: Config, paths: Paths) -> None:

@@ -125,7 +125,6 @@ def test_a_share_beside_strata_to_test_on_is_noted(tmp_path: Path) -> None:
         chosen = SplitSettings(test_strata=("b",), test_share=share)
         rows = split.divide(cases, groups, chosen, 1412)
         proof = split.prove(rows, cases, groups, [], lambda _: np.zeros((4, 4, 3), np.uint8), Config(split=chosen))
-        proof["joins"] |= {"compared_pixels": True}
         told = split._lines(proof, Paths.of(Config(), tmp_path))
         assert (
             sum("noted: split.test_share=0.4 has no effect beside split.test_strata" in line for line in told) == noted
