@@ -2,7 +2,7 @@
 
 Reads:  data/ingest/<dataset>/ (images and labels of the training part), data/split/<dataset>/<name>/split.csv,
         data/normalise/<dataset>/<method>/images/ instead of the ingested images where normalise.method is set
-Writes: data/augment/<dataset>/<recipe>/: contact_sheet.png; copies/images/, copies/labels/ where
+Writes: data/augment/<dataset>/<recipe>/: contact_sheet.png; copies/images/ and, of masks, copies/labels/ where
         augment.copies is set (of a run that makes images, what it is given and what it should make of it)
 """
 
@@ -106,7 +106,7 @@ def _sheet_of_pairs(cases: Sequence[Case], config: Config, paths: Paths) -> np.n
 
 
 def _write_copies(cases: Sequence[Case], config: Config, paths: Paths) -> int:
-    """Write <case_id>_<number>.png twice, image and label, from the stored pixels; return how many there are."""
+    """Write <case_id>_<number>.png, image and, where there is one, label or target; return how many there are."""
     from tqdm import tqdm
 
     from pipeline.augmentation import Augmentation, sample_seed
@@ -115,20 +115,23 @@ def _write_copies(cases: Sequence[Case], config: Config, paths: Paths) -> int:
 
     read: Callable[[Case], tuple[np.ndarray, np.ndarray]] = partial(_read, paths=paths)
     cut: Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] = Augmentation(config.augment)
-    if config.train.task in IMAGE_TASKS:
+    makes_images = config.train.task in IMAGE_TASKS
+    if makes_images:
         pairs = Pairs(config, paths)
         read, cut = pairs.read, pairs.cut
     images, labels = paths.augment / "copies" / "images", paths.augment / "copies" / "labels"
     for case in tqdm(cases, desc="augment", unit="image", disable=None):
         names = [f"{case.case_id}_{number:02d}.png" for number in range(config.augment.copies)]
-        if all((labels / name).exists() for name in names):
+        has_label = makes_images or case.label is not None
+        # Written last: where it is, the copy is complete.
+        if all(((labels if has_label else images) / name).exists() for name in names):
             continue
         image, label = read(case)
         for number, name in enumerate(names):
             crop, crop_label = cut(image, label, sample_seed(config.seed, 0, case.case_id, number))
             write_png(images / name, crop)
-            # Written last: where the label is, the copy is complete.
-            write_png(labels / name, crop_label)
+            if has_label:
+                write_png(labels / name, crop_label)
     return len(cases) * config.augment.copies
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -155,3 +156,14 @@ def test_settings_that_the_recipe_leaves_out_are_noted(
     config = config.model_copy(update={"train": TrainSettings(task=task)})
     noted = [line for line in augment.run(config, paths) if line.startswith("noted: ")]
     assert [line.partition(" without effect")[0] for line in noted] == ([] if idle is None else [f"noted: {idle}"])
+
+
+def test_copies_of_images_with_a_class_have_no_label(tmp_path: Path) -> None:
+    config, paths = data_set(tmp_path, copies=1)
+    cases = [
+        replace(case(name), label=None, label_kind="class", class_name="a") for name, part in PARTS.items() if part
+    ]
+    write_cases(paths.cases, cases)
+    augment.run(config, paths)
+    names = {"copies/images/a-1_00.png", "copies/images/a-2_00.png", "copies/images/b-1_00.png"}
+    assert set(contents(paths.augment)) == {"contact_sheet.png", *names}
