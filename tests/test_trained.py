@@ -13,7 +13,7 @@ from pipeline.records.case import Case, write_cases
 from pipeline.records.files import write_json, write_text
 from pipeline.records.paths import Paths
 from pipeline.records.seen import Seen
-from pipeline.stages.train import _inherited, _write_chosen
+from pipeline.stages.train import _inherited, _members, _write_chosen
 from pipeline.trained import NEEDED, check_seen, named_run, open_run
 
 
@@ -109,3 +109,10 @@ def test_a_normaliser_that_saw_the_test_patients_elsewhere_is_refused(
     assert capsys.readouterr().out == ""
     _inherited(config, paths, [case("z", None, "slides")])
     assert "noted: normalise.run=stain: whether images of pairs" in capsys.readouterr().out
+
+
+def test_members_of_another_stain_than_the_settings_are_told_as_such(untrained_run: Path) -> None:
+    config = load_config(None, ["dataset=sample", "run=both", "train.members=[tiny]", "normalise.method=macenko"])
+    with pytest.raises(ValueError, match=r"tiny has normalise\.method none, these settings macenko") as told:
+        _members(config, Paths.of(config, untrained_run.parents[2]))
+    assert "dimensions" not in str(told.value)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from pipeline.instances import Thresholds
     from pipeline.outputs import Outputs
+    from pipeline.trained import TrainedRun
     from pipeline.training import Task
 
 
@@ -142,31 +143,9 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
     from pipeline.instances import tune
     from pipeline.records.rasters import read_label
     from pipeline.stains import normaliser_files
-    from pipeline.trained import FROZEN, MODEL, open_run
+    from pipeline.trained import FROZEN, MODEL
 
-    members = [open_run(paths.run_folder(name)) for name in config.train.members]
-    normalised = config.normalise.method != "none"
-    problems = [
-        f"{member.folder} has {what} {found}, {members[0].folder} {expected}"
-        for member in members
-        for what, found, expected in (
-            ("the channels", ", ".join(member.outputs.channels), ", ".join(members[0].outputs.channels)),
-            ("normalise.method", member.config.normalise.method, config.normalise.method),
-            ("dimensions", *(str(one.config.augment.dimensions) for one in (member, members[0]))),
-        )
-        if found != expected
-    ]
-    if members[0].outputs.is_image or members[0].outputs.is_class:
-        problems.append(f"{members[0].folder} makes no masks")
-    stain = {file.name: file_hash(file) for file in normaliser_files(paths.normalise)} if normalised else {}
-    problems += [
-        f"{member.folder} was trained on images of another stain than {paths.normalise} has: each split finds a "
-        "reference of its own, unless normalise.reference names one for all"
-        for member in members
-        if normalised and {file.name: file_hash(file) for file in normaliser_files(member.folder)} != stain
-    ]
-    if problems:
-        raise ValueError("train.members: expected segmenters that fit together, found:\n  " + "\n  ".join(problems))
+    members = _members(config, paths)
     trained_on = [member.learned_from for member in members]
     cases = [
         case for case in parts["train"] + parts["validation"] if any(case.case_id not in seen for seen in trained_on)
@@ -178,7 +157,7 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
         )
     frozen = config.model_copy(update={"compute": device.freeze(config.compute)})
     write_json(paths.train / MODEL, members[0].outputs.as_dict())
-    for file in normaliser_files(paths.normalise) if normalised else ():
+    for file in normaliser_files(paths.normalise) if config.normalise.method != "none" else ():
         write_bytes(paths.train / file.name, file.read_bytes())
     write_text(paths.train / FROZEN, dump_config(frozen))
     everything = read_cases(paths.cases)
@@ -201,6 +180,38 @@ def _gather(config: Config, paths: Paths, parts: dict[str, list[Case]], inherite
         f"tuned on {len(cases)} images that a member did not train on (score {score:.3f}): "
         + ", ".join(f"{name} {value:g}" for name, value in thresholds.as_dict().items()),
     ]
+
+
+def _members(config: Config, paths: Paths) -> list[TrainedRun]:
+    """Open the runs of train.members. Raises ValueError with everything that keeps them from being averaged."""
+    from pipeline.stains import normaliser_files
+    from pipeline.trained import open_run
+
+    members = [open_run(paths.run_folder(name)) for name in config.train.members]
+    first = members[0]
+    normalised = config.normalise.method != "none"
+    problems = [
+        f"{member.folder} has {what} {found}, {owner} {expected}"
+        for member in members
+        for what, found, owner, expected in (
+            ("the channels", ", ".join(member.outputs.channels), first.folder, ", ".join(first.outputs.channels)),
+            ("normalise.method", member.config.normalise.method, "these settings", config.normalise.method),
+            ("dimensions", member.config.augment.dimensions, first.folder, first.config.augment.dimensions),
+        )
+        if found != expected
+    ]
+    if first.outputs.is_image or first.outputs.is_class:
+        problems.append(f"{first.folder} makes no masks")
+    stain = {file.name: file_hash(file) for file in normaliser_files(paths.normalise)} if normalised else {}
+    problems += [
+        f"{member.folder} was trained on images of another stain than {paths.normalise} has: each split finds a "
+        "reference of its own, unless normalise.reference names one for all"
+        for member in members
+        if normalised and {file.name: file_hash(file) for file in normaliser_files(member.folder)} != stain
+    ]
+    if problems:
+        raise ValueError("train.members: expected segmenters that fit together, found:\n  " + "\n  ".join(problems))
+    return members
 
 
 def _build(
