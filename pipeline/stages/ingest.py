@@ -74,17 +74,7 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
     settings = config.ingest
     with RawFolder(paths.raw) as raw:
         layout = layout_of(raw, settings.layout)
-        dataset = with_groups(READERS[layout].read(raw, settings), raw, settings)
-        if READERS[layout].every_image:
-            dataset = replace(dataset, faults=(*dataset.faults, *unread_images(raw, dataset)))
-        if unlabelled_only:
-            dataset = _unlabelled(dataset, paths)
-        _refuse_idle(settings, dataset, layout)
-        if any(case.stratum == WHOLE for case in dataset.cases):
-            raise ValueError(
-                f"{paths.raw}: expected strata of other names than {WHOLE!r}, by which reports call all of them "
-                "together; rename that one in its table"
-            )
+        dataset = _dataset(raw, layout, settings, paths, unlabelled_only=unlabelled_only)
         cases, faults, excluded = _wanted(dataset, settings)
         checked = _each(lambda case: _write(check_case(raw, case, settings), paths), cases, "check")
         told = settings.label_kind if settings.label_kind != "auto" else dataset.label_kind
@@ -134,6 +124,24 @@ def run(config: Config, paths: Paths, *, unlabelled_only: bool = False) -> list[
     unasked = sorted(asked & {finding.case_id for finding in excluded})
     warning = [f"noted: {len(unasked)} test image(s) left out, so that submit will refuse: {some(unasked)}"]
     return [*_summary(done, findings, layout, kind, meaning), *(warning if unasked else [])]
+
+
+def _dataset(
+    raw: RawFolder, layout: str, settings: IngestSettings, paths: Paths, *, unlabelled_only: bool
+) -> RawDataset:  # fmt: skip
+    """Name every case of the raw folder. Raises ValueError for settings and strata that do not fit what is there."""
+    dataset = with_groups(READERS[layout].read(raw, settings), raw, settings)
+    if READERS[layout].every_image:
+        dataset = replace(dataset, faults=(*dataset.faults, *unread_images(raw, dataset)))
+    if unlabelled_only:
+        dataset = _unlabelled(dataset, paths)
+    _refuse_idle(settings, dataset, layout)
+    if any(case.stratum == WHOLE for case in dataset.cases):
+        raise ValueError(
+            f"{paths.raw}: expected strata of other names than {WHOLE!r}, by which reports call all of them "
+            "together; rename that one in its table"
+        )
+    return dataset
 
 
 def _refuse_idle(settings: IngestSettings, dataset: RawDataset, layout: str) -> None:
