@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import default_collate
 
 from pipeline import device
-from pipeline.config import Config, load_config
+from pipeline.config import Config, NetworkSettings, load_config
 from pipeline.intensity import as_input
 from pipeline.outputs import Outputs
 from pipeline.records.case import read_cases
@@ -135,7 +135,7 @@ def prepare(
     config = load_config(None, [f"dataset={DATASET}", "compute.device=cpu"])
     train = config.train.model_copy(
         update={
-            "network": config.train.network.model_copy(update=network),
+            "network": NetworkSettings(**network),
             "steps": LONGEST,
             "batch": batch,
         }

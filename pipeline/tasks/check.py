@@ -41,8 +41,6 @@ def check_task(config: Config, paths: Paths) -> None:
     compute, window = device.freeze(config.compute), config.augment.window
     makes_masks = not (outputs.is_image or outputs.is_class)
     check_settings(config.predict, compute.device, makes_masks=makes_masks, window=window, name=f"run {config.run}")
-    if config.train.network.residual and not outputs.is_image:
-        raise ValueError("train.network.residual: expected an image as output; leave it out for masks and classes")
     start = start_of(config, paths) if outputs.is_class else None
     network: nn.Module = build_for(config, outputs, pretrained=True) if start is None else start
     if outputs.is_image:
